@@ -1,0 +1,113 @@
+package ike
+
+import (
+	"errors"
+	"io"
+	"runtime"
+	"time"
+)
+
+// Config is what an Endpoint needs. Clock, Rand, Send and Owner are required.
+type Config struct {
+	Clock Clock
+	Rand  io.Reader // cryptographically secure; safe for concurrent use
+
+	// Send sends one datagram. p.Encap says on which socket; where it is true the caller puts
+	// the non-ESP marker in front. It must not keep msg.
+	Send func(p Path, msg []byte)
+
+	// SendKeepalive sends one NAT keepalive: the octet 0xFF (RFC 3948, section 2.3).
+	SendKeepalive func(p Path)
+
+	Owner Owner
+
+	// LastInbound is when the last authentic ESP packet came in on a CHILD SA, the zero Time
+	// for none. It saves liveness checks while traffic flows; nil: not known.
+	LastInbound func(ChildID) time.Time
+
+	// Verify gives the verdict about a peer's certificate; nil: DefaultVerify. A verdict's
+	// class is found with VerdictCode.
+	Verify func(CertQuery) error
+
+	// FragmentSize is the largest IKE message in octets, without UDP and IP headers, that is
+	// sent in one piece once the peer supports fragmentation (RFC 7383). 0: 1220, which with
+	// the non-ESP marker, UDP and IPv6 headers fits the 1280 of IPv6. At least 512.
+	FragmentSize int
+
+	HalfOpenTimeout time.Duration // for IKE_SA_INIT and all rounds of IKE_AUTH as responder; 0: 30 s, never more
+	CookieThreshold int           // from so many half-open IKE SAs on, initiators must return a cookie; 0: 64, negative: always
+	MaxHalfOpen     int           // more half-open IKE SAs are never kept; 0: 4096
+	MaxHalfOpenAddr int           // for one source address; 0: 64
+
+	// VendorIDs are sent in IKE_SA_INIT.
+	VendorIDs [][]byte
+
+	Executor Executor // nil: goroutines
+
+	// keyLog is for tests alone: only a file of this package can set it.
+	keyLog func(name string, secret []byte)
+}
+
+const (
+	defaultFragmentSize    = 1220
+	minFragmentSize        = 512
+	defaultHalfOpenTimeout = 30 * time.Second
+	defaultCookieThreshold = 64
+	defaultMaxHalfOpen     = 4096
+	defaultMaxHalfOpenAddr = 64
+
+	defaultRekeyIKE   = 8 * time.Hour
+	defaultRekeyChild = time.Hour
+	defaultLiveness   = 30 * time.Second
+	defaultKeepalive  = 20 * time.Second
+
+	defaultRetransmitInitial = time.Second
+	defaultRetransmitFactor  = 1.8
+	defaultRetransmitTries   = 5
+)
+
+func (c *Config) withDefaults() (Config, error) {
+	d := *c
+	switch {
+	case d.Clock == nil:
+		return d, errors.New("ike: Config.Clock is required")
+	case d.Rand == nil:
+		return d, errors.New("ike: Config.Rand is required")
+	case d.Send == nil:
+		return d, errors.New("ike: Config.Send is required")
+	case d.Owner == nil:
+		return d, errors.New("ike: Config.Owner is required")
+	}
+	if d.SendKeepalive == nil {
+		d.SendKeepalive = func(Path) {}
+	}
+	if d.Verify == nil {
+		d.Verify = DefaultVerify
+	}
+	if d.FragmentSize == 0 {
+		d.FragmentSize = defaultFragmentSize
+	}
+	if d.FragmentSize < minFragmentSize {
+		return d, errors.New("ike: Config.FragmentSize must be at least 512")
+	}
+	// RFC 4739 lengthens the time in which a stranger costs state; 30 s bound it in any case.
+	if d.HalfOpenTimeout <= 0 || d.HalfOpenTimeout > defaultHalfOpenTimeout {
+		d.HalfOpenTimeout = defaultHalfOpenTimeout
+	}
+	switch {
+	case d.CookieThreshold == 0:
+		d.CookieThreshold = defaultCookieThreshold
+	case d.CookieThreshold < 0:
+		d.CookieThreshold = 0
+	}
+	if d.MaxHalfOpen <= 0 {
+		d.MaxHalfOpen = defaultMaxHalfOpen
+	}
+	if d.MaxHalfOpenAddr <= 0 {
+		d.MaxHalfOpenAddr = defaultMaxHalfOpenAddr
+	}
+	if d.Executor == nil {
+		d.Executor = newWorkers(runtime.GOMAXPROCS(0), 32)
+	}
+	return d, nil
+}

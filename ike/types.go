@@ -1,0 +1,339 @@
+package ike
+
+import (
+	"crypto"
+	"crypto/x509"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"wardgate/ike/suite"
+)
+
+// SAID names one IKE SA, unique in the process. It stays the same when the IKE SA is rekeyed:
+// for the owner a rekeyed IKE SA is the same IKE SA with new keys.
+type SAID uint64
+
+// ChildID names one CHILD SA (both directions), unique in the process. A rekeyed CHILD SA is a
+// new one: ChildSA.Replaces names the old.
+type ChildID uint64
+
+// Path is the pair of UDP addresses that an IKE SA uses.
+type Path struct {
+	Local, Remote netip.AddrPort
+
+	// Encap says that the local socket is the NAT traversal one (port 4500): IKE messages carry
+	// the non-ESP marker there and ESP is encapsulated in UDP (RFC 3948).
+	Encap bool
+}
+
+// String returns "local-remote", with "/udp" behind it when ESP is encapsulated.
+func (p Path) String() string {
+	s := p.Local.String() + "-" + p.Remote.String()
+	if p.Encap {
+		s += "/udp"
+	}
+	return s
+}
+
+// Clock is the time and its alarms.
+type Clock interface {
+	Now() time.Time
+
+	// AfterFunc calls f in a goroutine of its own after d. stop prevents the call when it has
+	// not begun; it does not wait for one that has.
+	AfterFunc(d time.Duration, f func()) (stop func())
+}
+
+// Executor runs the work of an Endpoint. The one that is used by default has as many goroutines
+// as there are processors for Run and a bounded number for RunSlow; a simulator brings its own
+// to decide the order.
+type Executor interface {
+	// Run runs f soon: parsing, arithmetic, never a wait.
+	Run(f func())
+
+	// RunSlow runs f soon: a signature or a chain of certificates, which may wait for a token.
+	RunSlow(f func())
+}
+
+// PeerConfig is one connection of the policy: a peer and the service that is reached through
+// it. Several connections may share a peer; the identity of the last round tells them apart.
+// A PeerConfig must not be changed once it was handed to SetPeers.
+type PeerConfig struct {
+	Name string // unique
+
+	// Local is the address to send from and to be reached at; the zero Addr means any.
+	Local netip.Addr
+
+	// Remote are the gateways to try, in order; port 0 means 500. Empty: the peer initiates.
+	// An initiator behind a NAT may come from elsewhere: identities decide, not addresses.
+	Remote []netip.AddrPort
+
+	Proposals []suite.Proposal // IKE, strongest first
+
+	// LocalAuth and RemoteAuth are the authentication rounds in order (device, then service, or
+	// one round with a PSK). Both have the same number of rounds, at least one.
+	LocalAuth  []LocalAuth
+	RemoteAuth []RemoteAuth
+
+	Children []ChildConfig // at least one
+
+	RekeyIKE   time.Duration // soft lifetime, up to 10 % are taken off at random; 0: 8 h
+	RekeyChild time.Duration // same; 0: 1 h
+
+	// LivenessInterval: when nothing authentic came from the peer for so long, it is asked
+	// whether it lives (RFC 7296, section 2.4). 0: 30 s, negative: never.
+	LivenessInterval time.Duration
+
+	// KeepaliveInterval of the NAT keepalives when we are behind a NAT (RFC 3948, section 2.3).
+	// 0: 20 s, negative: never.
+	KeepaliveInterval time.Duration
+
+	Retransmit Retransmit
+
+	// ForceEncap claims a NAT in IKE_SA_INIT so that ESP is encapsulated in UDP on any path.
+	ForceEncap bool
+}
+
+// Retransmit is the schedule of an unanswered request: it is sent again after Initial,
+// Initial×Factor, Initial×Factor² …, Tries times; then, after one more wait, the peer counts as
+// dead. Zero values: 1 s, 1.8, 5 times (about 41 s in all).
+type Retransmit struct {
+	Initial time.Duration
+	Factor  float64
+	Tries   int
+}
+
+// LocalAuth is what we prove in one authentication round: a certificate's key, or a PSK.
+type LocalAuth struct {
+	ID    Identity
+	PSK   []byte        // pre-shared key; empty: certificate
+	Chain [][]byte      // DER, leaf first, then the intermediates that the peer may lack
+	Signer crypto.Signer // the key of Chain[0]; may be slow, and may fail at any time
+	// Role is what messages call the round: "device", "service".
+	Role string
+}
+
+// RemoteAuth is what the peer has to prove in one authentication round.
+type RemoteAuth struct {
+	// IDs are the identities of which the peer must claim one. An Identity with a leading "*."
+	// in an FQDN is not special: identities are compared whole.
+	IDs []Identity
+
+	PSK []byte // pre-shared key; empty: certificate
+
+	Anchors    []*x509.Certificate
+	CRLs       []*x509.RevocationList
+	RequireCRL bool // a certificate whose issuer has no valid CRL here is refused
+
+	// RelatedToRound is the earlier round whose leaf certificate this round's certificate must
+	// name in its RelatedCertificate extension (RFC 9763); -1: none.
+	RelatedToRound int
+
+	// Role is what messages call the round: "device", "service".
+	Role string
+}
+
+// ChildConfig is one CHILD SA that a connection wants.
+type ChildConfig struct {
+	Name              string
+	LocalTS, RemoteTS []Selector
+	Proposals         []suite.Proposal // ESP, strongest first
+}
+
+// Selector is a traffic selector (RFC 7296, section 3.13.1): the addresses Start to End, the
+// ports StartPort to EndPort, of protocol Proto (0: any). For ICMP the ports are type<<8 | code.
+type Selector struct {
+	Proto              uint8
+	StartPort, EndPort uint16
+	Start, End         netip.Addr // same family, Start <= End
+}
+
+// CertQuery is a question about a certificate of a peer: does it prove this identity for this
+// connection in this round?
+type CertQuery struct {
+	Peer          *PeerConfig
+	Round         int
+	Auth          *RemoteAuth
+	ID            Identity            // the identity that the peer claims
+	Leaf          []byte              // DER, at most 64 KiB
+	Intermediates [][]byte            // DER
+	Earlier       []*x509.Certificate // leaves of the earlier rounds; nil where a PSK was used
+	At            time.Time
+}
+
+// Owner is told what happens. The calls come from goroutines of the Endpoint, in order for each
+// IKE SA, and must not block; they may call the Endpoint.
+type Owner interface {
+	IKEUp(SAInfo)
+	IKEDown(SAInfo, Reason)
+
+	// ChildUp: install both directions.
+	ChildUp(ChildSA)
+
+	// ChildSwitch: send on this CHILD SA from now on. Called only for one whose SendNow was
+	// false, unless it went down before.
+	ChildSwitch(ChildID)
+
+	// ChildDown: remove both directions. When Reason.Rekeyed, packets that are still on their
+	// way may be accepted for a short grace.
+	ChildDown(ChildID, Reason)
+
+	// PathChanged: the IKE SA and all its CHILD SAs now use this path.
+	PathChanged(SAID, Path)
+
+	// Refused: something was refused; it belongs into the audit record.
+	Refused(Refusal)
+
+	// InitiateFailed: the answer to an Initiate that ended in nothing. child is empty when the
+	// IKE SA itself did not come to be.
+	InitiateFailed(peer, child string, err error)
+}
+
+// SAInfo describes an IKE SA in which every round was proved.
+type SAInfo struct {
+	ID          SAID
+	Peer        string // PeerConfig.Name
+	Initiator   bool   // we initiated it
+	Path        Path
+	Suite       string // such as aes256gcm16-prfsha384-x25519
+	SPIi, SPIr  uint64 // of the newest keys
+	LocalIDs    []Identity
+	RemoteIDs   []Identity // one for each round
+	RemoteCerts [][]byte   // DER of the leaves, one for each round, nil where a PSK was used
+	Created     time.Time  // when the last round was done
+	NATLocal    bool       // we are behind a NAT
+	NATRemote   bool       // the peer is
+}
+
+// ChildSA is everything the data path needs to know about a CHILD SA. The byte slices belong to
+// the receiver, who wipes them.
+type ChildSA struct {
+	ID, Replaces ChildID // Replaces 0: a new one, no rekey
+	SA           SAID
+	Peer, Child  string // PeerConfig.Name, ChildConfig.Name
+
+	SPIIn, SPIOut uint32
+	Encr, Integ   uint16 // IANA transform numbers; Integ 0 with an AEAD
+	KeyBits       int    // of the cipher key; 0 where the cipher has one length only
+	ESN           bool   // 64-bit sequence numbers
+
+	KeyIn, KeyOut     []byte // key|salt as they lie in KEYMAT (RFC 7296, section 2.17)
+	IntegIn, IntegOut []byte
+
+	LocalTS, RemoteTS []Selector
+	Path              Path
+
+	// SendNow: send on it at once. Otherwise go on sending on Replaces until a packet that came
+	// in on this one was authentic, or ChildSwitch is called.
+	SendNow bool
+
+	RemoteIDs []Identity
+	Created   time.Time
+}
+
+// Reason says why something ended.
+type Reason struct {
+	// Code is stable: "rekeyed", "deleted-by-peer", "deleted-locally", "peer-dead", "replaced",
+	// "policy", "shutdown", "protocol-error", "reinit".
+	Code    string
+	Text    string
+	Rekeyed bool // a newer one took its place
+	Remote  bool // the peer ended it
+}
+
+// The codes of Reason.
+const (
+	ReasonRekeyed       = "rekeyed"         // a newer one took its place
+	ReasonDeletedByPeer = "deleted-by-peer" // the peer sent a Delete
+	ReasonDeleted       = "deleted-locally" // Terminate or DeleteChild
+	ReasonPeerDead      = "peer-dead"       // no answer to a request
+	ReasonReplaced      = "replaced"        // the peer lost its state and came back (INITIAL_CONTACT)
+	ReasonPolicy        = "policy"          // SetPeers took the right away
+	ReasonShutdown      = "shutdown"        // Close
+	ReasonProtocol      = "protocol-error"  // the peer broke the protocol
+	ReasonRedundant     = "redundant"       // lost a rekey collision
+)
+
+// Refusal is one refused attempt. The wire only ever says AUTHENTICATION_FAILED or the like;
+// this says what was wrong.
+type Refusal struct {
+	At     time.Time
+	Peer   string // connection, where it could be told
+	Remote netip.AddrPort
+	IDs    []Identity // identities that the peer claimed so far, one for each round
+	Round  int        // authentication round, from 0; -1: before or after the rounds
+	Role   string     // RemoteAuth.Role of that round
+	Code   Code
+	Text   string
+	Err    error
+}
+
+// SAStatus is the state of one IKE SA at the time of a Snapshot.
+type SAStatus struct {
+	SAInfo
+	State    State
+	Age      time.Duration // since Created; since the beginning when it is not established
+	Rekeyed  int           // how often the IKE SA was rekeyed
+	LastSeen time.Time     // last authentic IKE message of the peer
+	Children []ChildStatus
+}
+
+// ChildStatus is the state of one CHILD SA at the time of a Snapshot.
+type ChildStatus struct {
+	ID                ChildID
+	Child             string
+	SPIIn, SPIOut     uint32
+	Suite             string
+	LocalTS, RemoteTS []Selector
+	Age               time.Duration
+	Rekeyed           int  // how many CHILD SAs it succeeds
+	Deleting          bool // a Delete is on its way
+}
+
+// AnySelector covers all of the IPv4 or IPv6 addresses.
+func AnySelector(v6 bool) Selector {
+	p := netip.MustParsePrefix("0.0.0.0/0")
+	if v6 {
+		p = netip.MustParsePrefix("::/0")
+	}
+	return PrefixSelector(p)
+}
+
+// PrefixSelector covers all traffic of the addresses of p.
+func PrefixSelector(p netip.Prefix) Selector {
+	p = p.Masked()
+	return Selector{EndPort: 65535, Start: p.Addr(), End: lastAddr(p)}
+}
+
+// String returns the selector as "10.0.0.0..10.0.0.255", with "[proto/port-port]" behind it
+// where it is narrower than all traffic of the addresses.
+func (s Selector) String() string {
+	out := s.Start.String()
+	if s.Start != s.End {
+		out += ".." + s.End.String()
+	}
+	if s.Proto == 0 && s.StartPort == 0 && s.EndPort == 65535 {
+		return out
+	}
+	out += "[" + strconv.Itoa(int(s.Proto))
+	switch {
+	case s.StartPort == 0 && s.EndPort == 65535:
+	case s.StartPort == 65535 && s.EndPort == 0:
+		out += "/opaque"
+	case s.StartPort == s.EndPort:
+		out += "/" + strconv.Itoa(int(s.StartPort))
+	default:
+		out += "/" + strconv.Itoa(int(s.StartPort)) + "-" + strconv.Itoa(int(s.EndPort))
+	}
+	return out + "]"
+}
+
+func lastAddr(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
