@@ -1,0 +1,118 @@
+# Wardgate's targets. `make help` lists them; the parameters are written behind each.
+#
+# Everything that is made lies in build/. The linters are pinned here and built into
+# build/tools, outside go.mod, so that they never decide which versions the product uses.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO       ?= go
+FUZZTIME ?= 10m
+N        ?= 2000
+SEED     ?= 0
+ROUNDS   ?= 3
+SECONDS_ := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
+
+BIN   := build/bin
+TOOLS := build/tools
+BENCH := build/bench
+
+# The packages whose tests start real daemons in network namespaces. Their binaries are not
+# built with -race: what they measure and time is the product as it is shipped.
+E2E := ./internal/e2e/... ./internal/interop/...
+
+GOFUMPT_VERSION      := v0.12.0
+STATICCHECK_VERSION  := v0.8.2
+GOLANGCILINT_VERSION := v2.15.0
+
+.PHONY: help demo test lint fuzz interop sim bench bench-net bench-ike clean \
+	install build cross lint-lite test-unit test-e2e tools
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: install build ## two hospitals, one tunnel: the main job shown in network namespaces (as root)
+	$(BIN)/wardgate-lab demo --bin $(BIN)
+
+test: install build cross lint-lite test-unit test-e2e ## everything that must be green: build, imports, unit tests with -race, end to end
+
+lint: tools ## gofumpt, staticcheck, golangci-lint, at the versions pinned in the Makefile
+	@out=$$($(TOOLS)/gofumpt -l $$(git ls-files '*.go')); [[ -z $$out ]] || { echo "not in gofumpt's format:"; echo "$$out"; exit 1; }
+	$(TOOLS)/staticcheck ./...
+	$(TOOLS)/golangci-lint run
+
+fuzz: ## every fuzz target for FUZZTIME=10m
+	@failed=; for pkg in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "== $$pkg $$f for $(FUZZTIME)"; \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg || failed+=" $$pkg.$$f"; \
+		done; \
+	done; [[ -z $$failed ]] || { echo "findings in:$$failed (the inputs are in testdata/fuzz beside each test)"; exit 1; }
+
+interop: install build ## against strongSwan, in network namespaces (as root)
+	CI=true $(GO) test -count=1 -timeout 20m -v ./internal/interop/...
+
+sim: ## randomized schedules of loss, reordering and duplication on a virtual clock: N=2000 SEED=0 (0: a new seed)
+	WARDGATE_SIM_N=$(N) WARDGATE_SIM_SEED=$(SEED) $(GO) test -count=1 -timeout 12h -v -run 'Sim|Random|Schedule' ./ike/...
+
+bench: build ## packet and codec benchmarks: table, and JSON lines in build/bench/micro.jsonl (ROUNDS=3)
+	@mkdir -p $(BENCH)
+	$(GO) test -run '^$$' -bench . -benchmem -count $(ROUNDS) ./esp/... ./ike/message/... ./ike/suite/... ./policy/... ./tun/... \
+		| $(BIN)/wardgate-lab benchjson --out $(BENCH)/micro.jsonl
+
+bench-ike: build ## IKE set-ups per second: JSON lines in build/bench/ike.jsonl (ROUNDS=3 SECONDS=5)
+	@mkdir -p $(BENCH)
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(SECONDS_)s -count $(ROUNDS) ./ike \
+		| $(BIN)/wardgate-lab benchjson --out $(BENCH)/ike.jsonl
+
+bench-net: install build ## iperf3 through two routers and beside them, in network namespaces (as root): build/bench/net.jsonl (ROUNDS=3 SECONDS=5)
+	@mkdir -p $(BENCH)
+	$(BIN)/wardgate-lab bench-net --bin $(BIN) --rounds $(ROUNDS) --seconds $(SECONDS_) --out $(BENCH)/net.jsonl
+
+clean: ## remove build/ but for the linters, which take minutes to build
+	@if [[ -d build ]]; then find build -mindepth 1 -maxdepth 1 ! -name tools -exec rm -rf {} +; fi
+
+# --- what the targets above are made of -----------------------------------------------------
+
+install:
+	.ci/install
+
+# wardgated and wardgate must never need cgo; the chip process is the only one that does.
+build:
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./cmd/wardgated ./cmd/wardgate ./cmd/wardgate-lab
+	CGO_ENABLED=1 $(GO) build -trimpath -o $(BIN)/ ./cmd/wardgate-chip
+
+cross:
+	@mkdir -p build/arm64
+	CGO_ENABLED=0 GOARCH=arm64 $(GO) build -trimpath -o build/arm64/ ./cmd/wardgated ./cmd/wardgate
+
+lint-lite:
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$out ]] || { echo "not formatted:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) test -count=1 ./internal/archtest
+
+test-unit:
+	CI=true $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -vE '/internal/(e2e|interop|archtest)(/|$$)')
+
+# One package after the other: they share the machine's two cores with the daemons they start.
+test-e2e:
+	CI=true $(GO) test -count=1 -p 1 -timeout 20m $(E2E)
+
+tools: $(TOOLS)/.gofumpt-$(GOFUMPT_VERSION) $(TOOLS)/.staticcheck-$(STATICCHECK_VERSION) $(TOOLS)/.golangci-lint-$(GOLANGCILINT_VERSION)
+
+$(TOOLS)/.gofumpt-$(GOFUMPT_VERSION):
+	@mkdir -p $(TOOLS)
+	GOBIN=$(CURDIR)/$(TOOLS) $(GO) install mvdan.cc/gofumpt@$(GOFUMPT_VERSION)
+	@touch $@
+
+$(TOOLS)/.staticcheck-$(STATICCHECK_VERSION):
+	@mkdir -p $(TOOLS)
+	GOBIN=$(CURDIR)/$(TOOLS) $(GO) install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
+	@touch $@
+
+$(TOOLS)/.golangci-lint-$(GOLANGCILINT_VERSION):
+	@mkdir -p $(TOOLS)
+	GOBIN=$(CURDIR)/$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCILINT_VERSION)
+	@touch $@
