@@ -1,9 +1,6 @@
 package suite
 
-import (
-	"encoding/binary"
-	"io"
-)
+import "io"
 
 // SKEYSEED returns prf(Ni | Nr, g^ir) (RFC 7296, section 2.14). ni and nr are the contents of
 // the Nonce payloads of IKE_SA_INIT.
@@ -35,9 +32,9 @@ type IKEKeys struct {
 }
 
 // DeriveIKEKeys derives all keys of an IKE SA from SKEYSEED, in the order SK_d, SK_ai, SK_ar,
-// SK_ei, SK_er, SK_pi, SK_pr. spii and spir are the IKE SPIs as numbers in network byte order
-// (the first octet is the most significant). Errors wrap ErrUnsupported.
-func DeriveIKEKeys(c Chosen, skeyseed Secret, ni, nr []byte, spii, spir uint64) (*IKEKeys, error) {
+// SK_ei, SK_er, SK_pi, SK_pr. spii and spir are the SPIs of this IKE SA; after a rekey,
+// the new ones. Errors wrap ErrUnsupported.
+func DeriveIKEKeys(c Chosen, skeyseed Secret, ni, nr []byte, spii, spir [8]byte) (*IKEKeys, error) {
 	prf, err := NewPRF(c.PRF)
 	if err != nil {
 		return nil, err
@@ -49,9 +46,8 @@ func DeriveIKEKeys(c Chosen, skeyseed Secret, ni, nr []byte, spii, spir uint64) 
 	return deriveIKEKeys(prf, encr, integ, skeyseed, ni, nr, spii, spir)
 }
 
-func deriveIKEKeys(prf PRF, encr, integ int, skeyseed Secret, ni, nr []byte, spii, spir uint64) (*IKEKeys, error) {
-	spis := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, spii), spir)
-	all, err := prf.Plus(skeyseed, 3*prf.Size()+2*encr+2*integ, ni, nr, spis)
+func deriveIKEKeys(prf PRF, encr, integ int, skeyseed Secret, ni, nr []byte, spii, spir [8]byte) (*IKEKeys, error) {
+	all, err := prf.Plus(skeyseed, 3*prf.Size()+2*encr+2*integ, ni, nr, spii[:], spir[:])
 	if err != nil {
 		return nil, err
 	}
