@@ -19,6 +19,7 @@ type Controller interface {
 // and the Default… names.
 type Options struct {
 	NetNS         int    // file descriptor of a network namespace; 0: the calling thread's
+	TunName       string // for a Lockdown before any Apply; default DefaultTunName
 	TableName     string // nftables table
 	RouteTable    int
 	RulePriority  int
@@ -27,6 +28,8 @@ type Options struct {
 	LogGroup      uint16
 	// Log is told what was changed or could not be, as message and key-value pairs; nil: nobody.
 	Log func(msg string, keysAndValues ...any)
+
+	noForce6 bool // tests: as on Linux before 6.17
 }
 
 // ErrClosed is returned after Close.

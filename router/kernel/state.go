@@ -93,13 +93,15 @@ const (
 	// ReasonNotARouter: ordinary traffic from a zone interface on which forwarding was off
 	// before Wardgate switched it on for VPN traffic.
 	ReasonNotARouter Reason = "forwarding-is-for-vpn-only"
+	// ReasonLocked: would enter or leave a tunnel while there is no valid policy (Lockdown).
+	ReasonLocked Reason = "locked-down"
 )
 
 // Reasons lists all reasons in a fixed order.
 func Reasons() []Reason {
 	return []Reason{
 		ReasonRelay, ReasonTunnelSource, ReasonTunnelToOther, ReasonTunnelToRouter, ReasonNotFromZone,
-		ReasonFromRouter, ReasonClearLeak, ReasonSpoofed, ReasonDiverted, ReasonNotARouter,
+		ReasonFromRouter, ReasonClearLeak, ReasonSpoofed, ReasonDiverted, ReasonNotARouter, ReasonLocked,
 	}
 }
 
@@ -126,6 +128,8 @@ func (r Reason) Text() string {
 		return "a packet for a remote facility was diverted to the router itself (proxy or redirect)"
 	case ReasonNotARouter:
 		return "ordinary traffic was to be forwarded from a zone interface that forwards VPN traffic only"
+	case ReasonLocked:
+		return "a packet was to enter or leave a tunnel while no valid policy was in force"
 	}
 	return "refused by the kernel rules: " + string(r)
 }
@@ -156,8 +160,8 @@ func (s *State) Validate() error {
 			}
 		}
 		for _, p := range z.Prefixes {
-			if !p.IsValid() {
-				bad("zone %q: invalid prefix", z.Name)
+			if !p.IsValid() || p.Addr().Is4In6() {
+				bad("zone %q: invalid prefix %v", z.Name, p)
 				continue
 			}
 			local = append(local, p)
@@ -165,8 +169,8 @@ func (s *State) Validate() error {
 	}
 	var remote []netip.Prefix
 	for i, p := range s.Remotes {
-		if !p.IsValid() {
-			bad("remote prefix %d is invalid", i)
+		if !p.IsValid() || p.Addr().Is4In6() {
+			bad("remote prefix %d is invalid: %v", i, p)
 			continue
 		}
 		remote = append(remote, p)
@@ -175,8 +179,8 @@ func (s *State) Validate() error {
 		bad("%s is a zone's prefix and %s a remote one: expected no overlap", pair[0], pair[1])
 	}
 	for _, g := range s.Gateways {
-		if !g.IsValid() {
-			bad("invalid gateway address")
+		if !g.IsValid() || g.Is4In6() || g.Zone() != "" {
+			bad("invalid gateway address %v: expected a plain IPv4 or IPv6 address", g)
 		}
 	}
 	for _, p := range s.UDPPorts {

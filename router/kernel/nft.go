@@ -1,0 +1,333 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// This file is the vocabulary: how a match, a set, a verdict is written for the kernel. What the
+// rules are is in rules.go.
+
+// Registers of the nftables machine. The 16-byte registers 1 to 4 and the 4-byte registers
+// 8 to 23 are the same storage; a concatenation lies in consecutive 4-byte registers.
+const (
+	reg    = 1 // unix.NFT_REG_1
+	reg32  = 8 // unix.NFT_REG32_00, the start of reg 1
+	bigTxn = 8 << 20
+)
+
+// elemsPerMessage bounds one NEWSETELEM message: the list of elements is a netlink attribute
+// with a 16-bit length, and the largest element (IPv6 and interface name, both ends) takes
+// about 100 bytes.
+const elemsPerMessage = 500
+
+// newConn makes a connection for one transaction or one query. The socket buffers are enlarged
+// because a transaction is sent as one message.
+func (k *Kernel) newConn() (*nftables.Conn, error) {
+	return nftables.New(
+		nftables.WithNetNSFd(k.opt.NetNS),
+		nftables.WithSockOptions(func(c *netlink.Conn) error {
+			// The FORCE variants, which ignore the system's limit; needs CAP_NET_ADMIN as
+			// everything here does.
+			if err := c.SetWriteBuffer(bigTxn); err != nil {
+				return err
+			}
+			return c.SetReadBuffer(bigTxn)
+		}))
+}
+
+func (k *Kernel) table() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyINet, Name: k.opt.TableName}
+}
+
+// builder collects one transaction.
+type builder struct {
+	conn  *nftables.Conn
+	table *nftables.Table
+	sets  map[string]*nftables.Set
+	tun   []byte
+	log   uint16
+	mark  uint32
+	err   error
+}
+
+func (b *builder) chain(name string) *nftables.Chain {
+	return b.conn.AddChain(&nftables.Chain{Table: b.table, Name: name})
+}
+
+func (b *builder) base(name string, hook *nftables.ChainHook, prio nftables.ChainPriority) *nftables.Chain {
+	accept := nftables.ChainPolicyAccept
+	return b.conn.AddChain(&nftables.Chain{
+		Table: b.table, Name: name, Hooknum: hook, Priority: &prio,
+		Type: nftables.ChainTypeFilter, Policy: &accept,
+	})
+}
+
+// match is one condition (or action) of a rule: some expressions.
+type match []expr.Any
+
+func (b *builder) rule(c *nftables.Chain, ms ...match) {
+	b.conn.AddRule(&nftables.Rule{Table: b.table, Chain: c, Exprs: slices.Concat(ms...)})
+}
+
+// note adds a rule without effect that only carries a comment.
+func (b *builder) note(c *nftables.Chain, text string) {
+	b.conn.AddRule(&nftables.Rule{
+		Table: b.table, Chain: c, Exprs: match{&expr.Counter{}},
+		UserData: userdata.AppendString(nil, userdata.TypeComment, text),
+	})
+}
+
+func (b *builder) fail(err error) {
+	if b.err == nil {
+		b.err = err
+	}
+}
+
+// ifName pads as the kernel stores it; comparing all 16 bytes makes the match exact.
+func ifName(s string) []byte {
+	out := make([]byte, unix.IFNAMSIZ)
+	copy(out, s)
+	return out
+}
+
+func cmpOp(is bool) expr.CmpOp {
+	if is {
+		return expr.CmpOpEq
+	}
+	return expr.CmpOpNeq
+}
+
+func iif(name []byte, is bool) match {
+	return match{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg},
+		&expr.Cmp{Op: cmpOp(is), Register: reg, Data: name},
+	}
+}
+
+func oif(name []byte, is bool) match {
+	return match{
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg},
+		&expr.Cmp{Op: cmpOp(is), Register: reg, Data: name},
+	}
+}
+
+// fam is an address family with where its addresses are.
+type fam struct {
+	v6           bool
+	suffix       string
+	proto        byte
+	saddr, daddr uint32 // offset in the IP header
+	size         uint32
+	dataType     nftables.SetDatatype
+}
+
+var (
+	ip4  = fam{false, "4", unix.NFPROTO_IPV4, 12, 16, 4, nftables.TypeIPAddr}
+	ip6  = fam{true, "6", unix.NFPROTO_IPV6, 8, 24, 16, nftables.TypeIP6Addr}
+	fams = []fam{ip4, ip6}
+)
+
+func (f fam) is() match {
+	return match{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{f.proto}},
+	}
+}
+
+func (f fam) load(off uint32, r uint32) expr.Any {
+	return &expr.Payload{DestRegister: r, Base: expr.PayloadBaseNetworkHeader, Offset: off, Len: f.size}
+}
+
+// in matches the address at off against a set (or its complement).
+func (b *builder) in(f fam, off uint32, set string, is bool) match {
+	return slices.Concat(f.is(), match{f.load(off, reg), b.lookup(reg, set+f.suffix, is)})
+}
+
+// pair matches address and interface name together against the zones.
+func (b *builder) pair(f fam, off uint32, key expr.MetaKey) match {
+	return slices.Concat(f.is(), match{
+		f.load(off, reg32),
+		&expr.Meta{Key: key, Register: reg32 + f.size/4},
+		b.lookup(reg32, setZone+f.suffix, true),
+	})
+}
+
+func (b *builder) ifIn(set string) match {
+	return match{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, b.lookup(reg, set, true)}
+}
+
+func (b *builder) lookup(r uint32, set string, is bool) expr.Any {
+	s := b.sets[set]
+	if s == nil {
+		b.fail(fmt.Errorf("kernel: no set %q", set))
+		return &expr.Lookup{SourceRegister: r, SetName: set, Invert: !is}
+	}
+	return &expr.Lookup{SourceRegister: r, SetName: s.Name, SetID: s.ID, Invert: !is}
+}
+
+func l4proto(p byte) match {
+	return match{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{p}},
+	}
+}
+
+// udpPort matches the source (off 0) or destination (off 2) port against the set of IKE ports.
+func (b *builder) udpPort(off uint32) match {
+	return slices.Concat(l4proto(unix.IPPROTO_UDP), match{
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: off, Len: 2},
+		b.lookup(reg, setPorts, true),
+	})
+}
+
+// toLocal matches packets that the routing would deliver to the router itself.
+func toLocal() match {
+	return match{
+		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: nativeU32(unix.RTN_LOCAL)},
+	}
+}
+
+func verdict(k expr.VerdictKind) match { return match{&expr.Verdict{Kind: k}} }
+
+func accept() match  { return verdict(expr.VerdictAccept) }
+func drop() match    { return verdict(expr.VerdictDrop) }
+func notrack() match { return match{&expr.Notrack{}} }
+
+func refuse(r Reason) match {
+	return match{&expr.Verdict{Kind: expr.VerdictGoto, Chain: refuseChain(r)}}
+}
+
+func refuseChain(r Reason) string { return "refuse-" + string(r) }
+
+func jump(chain string) match {
+	return match{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
+
+// count is the named counter of a reason.
+func count(r Reason) match {
+	return match{&expr.Objref{Type: int(nftables.ObjTypeCounter), Name: string(r)}}
+}
+
+// sample copies the packet's head to the NFLOG group, at a bounded rate.
+func (b *builder) sample(r Reason) match {
+	return match{
+		&expr.Limit{Type: expr.LimitTypePkts, Rate: sampleRate, Unit: expr.LimitTimeSecond, Burst: sampleBurst},
+		&expr.Log{
+			Key:     1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_SNAPLEN,
+			Group:   b.log,
+			Snaplen: sampleBytes,
+			Data:    []byte(r),
+		},
+	}
+}
+
+// addSpans makes an interval set of addresses.
+func (b *builder) addSpans(f fam, name string, ss []span) {
+	set := &nftables.Set{Table: b.table, Name: name + f.suffix, KeyType: f.dataType, Interval: true}
+	var elems []nftables.SetElement
+	for _, s := range ss {
+		elems = append(elems, nftables.SetElement{Key: s.from.AsSlice()})
+		// The end of an interval is the first address after it; without one it is open.
+		if after := s.to.Next(); after.IsValid() {
+			elems = append(elems, nftables.SetElement{Key: after.AsSlice(), IntervalEnd: true})
+		}
+	}
+	b.addSet(set, elems)
+}
+
+// addZonePairs makes the set of address range and interface name.
+func (b *builder) addZonePairs(f fam, zones []Zone) {
+	kt, err := nftables.ConcatSetType(f.dataType, nftables.TypeIFName)
+	if err != nil {
+		b.fail(err)
+		return
+	}
+	set := &nftables.Set{
+		Table: b.table, Name: setZone + f.suffix, KeyType: kt, Interval: true, Concatenation: true,
+	}
+	byIf := map[string][]netip.Prefix{}
+	for _, z := range zones {
+		for _, i := range z.Interfaces {
+			byIf[i] = append(byIf[i], z.Prefixes...)
+		}
+	}
+	var elems []nftables.SetElement
+	for _, i := range sortedKeys(byIf) {
+		for _, s := range spans(byIf[i], f.v6) {
+			elems = append(elems, nftables.SetElement{
+				Key:    append(s.from.AsSlice(), ifName(i)...),
+				KeyEnd: append(s.to.AsSlice(), ifName(i)...),
+			})
+		}
+	}
+	b.addSet(set, elems)
+}
+
+func (b *builder) addIfNames(name string, ifs []string) {
+	set := &nftables.Set{Table: b.table, Name: name, KeyType: nftables.TypeIFName}
+	var elems []nftables.SetElement
+	for _, i := range ifs {
+		elems = append(elems, nftables.SetElement{Key: ifName(i)})
+	}
+	b.addSet(set, elems)
+}
+
+func (b *builder) addAddrs(f fam, name string, addrs []netip.Addr) {
+	set := &nftables.Set{Table: b.table, Name: name + f.suffix, KeyType: f.dataType}
+	var elems []nftables.SetElement
+	for _, a := range addrs {
+		if a.Is6() == f.v6 {
+			elems = append(elems, nftables.SetElement{Key: a.AsSlice()})
+		}
+	}
+	b.addSet(set, elems)
+}
+
+func (b *builder) addPorts(name string, ports []uint16) {
+	set := &nftables.Set{Table: b.table, Name: name, KeyType: nftables.TypeInetService}
+	var elems []nftables.SetElement
+	for _, p := range ports {
+		elems = append(elems, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(p)})
+	}
+	b.addSet(set, elems)
+}
+
+func (b *builder) addSet(set *nftables.Set, elems []nftables.SetElement) {
+	if err := b.conn.AddSet(set, nil); err != nil {
+		b.fail(fmt.Errorf("kernel: set %s: %w", set.Name, err))
+		return
+	}
+	b.sets[set.Name] = set
+	// elemsPerMessage is even, so both ends of an interval stay in one message.
+	for part := range slices.Chunk(elems, elemsPerMessage) {
+		if err := b.conn.SetAddElements(set, part); err != nil {
+			b.fail(fmt.Errorf("kernel: elements of set %s: %w", set.Name, err))
+			return
+		}
+	}
+}
+
+func nativeU32(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
+
+// comment reads a rule's comment.
+func comment(data []byte) (string, bool) { return userdata.GetString(data, userdata.TypeComment) }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// notFound says that the object asked for is not in the kernel.
+func notFound(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, os.ErrNotExist)
+}
