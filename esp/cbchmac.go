@@ -69,13 +69,16 @@ func (c *cbcHMAC) wipe() {
 	*c = cbcHMAC{}
 }
 
-// seal makes the IV, encrypts pkt[body:len-icv] and appends the ICV in place.
-func (c *cbcHMAC) seal(pkt []byte, body, icv int, seq uint64, esn bool) {
-	iv := pkt[headerLen:body]
+// makeIV writes the IV of the packet seq.
+func (c *cbcHMAC) makeIV(iv []byte, seq uint64) {
 	binary.BigEndian.PutUint64(c.ctr[8:], seq)
 	c.iv.Encrypt(iv, c.ctr[:])
+}
+
+// seal encrypts pkt[body:len-icv], whose IV is in its place, and writes the ICV behind it.
+func (c *cbcHMAC) seal(pkt []byte, body, icv int, seq uint64, esn bool) {
 	end := len(pkt) - icv
-	c.enc.SetIV(iv)
+	c.enc.SetIV(pkt[headerLen:body])
 	c.enc.CryptBlocks(pkt[body:end], pkt[body:end])
 	copy(pkt[end:], c.icvOf(pkt[:end], seq, esn))
 }

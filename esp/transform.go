@@ -199,6 +199,19 @@ func (t *transform) tailroom() int { return t.align - 1 + trailerLen + t.icv }
 // seal makes buf[start:] an ESP packet. The inner packet lies at start+headroom and is n octets
 // long; the room was checked. It returns the end of the packet.
 func (t *transform) seal(w *worker, buf []byte, start, n int, next uint8, seq uint64) (end int) {
+	iv := buf[start+headerLen : start+headerLen+t.ivLen]
+	if w.cbc != nil {
+		w.cbc.makeIV(iv, seq)
+	} else {
+		// RFC 4106 section 3.1, RFC 7634 section 2: any IV that never repeats under one key; the
+		// sequence number never does.
+		binary.BigEndian.PutUint64(iv, seq)
+	}
+	return t.sealWithIV(w, buf, start, n, next, seq)
+}
+
+// sealWithIV is seal with the IV already in its place.
+func (t *transform) sealWithIV(w *worker, buf []byte, start, n int, next uint8, seq uint64) (end int) {
 	body := start + headerLen + t.ivLen
 	pad := t.padLen(n)
 	tail := body + n
@@ -217,9 +230,7 @@ func (t *transform) seal(w *worker, buf []byte, start, n int, next uint8, seq ui
 		w.cbc.seal(buf[start:end:end], body-start, t.icv, seq, t.esn)
 		return end
 	}
-	// RFC 4106 section 3.1: any IV that never repeats under one key; the sequence number never does.
-	binary.BigEndian.PutUint64(buf[start+headerLen:], seq)
-	binary.BigEndian.PutUint64(w.nonce[saltLen:], seq)
+	copy(w.nonce[saltLen:], buf[start+headerLen:body])
 	aad := h
 	if t.esn {
 		aad = w.aad[:]
