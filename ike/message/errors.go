@@ -118,11 +118,11 @@ type Problem uint8
 
 // Problems.
 const (
-	ProblemMissing    Problem = iota + 1 // a mandatory payload is absent
-	ProblemDuplicate                     // more payloads of the type than allowed
-	ProblemNotAllowed                    // payload has no place in this message
-	ProblemProposals                     // number or numbering of the proposals
-	ProblemRekeyNotify                   // REKEY_SA notify missing, repeated or without an SPI
+	ProblemMissing     Problem = iota + 1 // a mandatory payload is absent
+	ProblemDuplicate                      // more payloads of the type than allowed
+	ProblemNotAllowed                     // payload has no place in this message
+	ProblemProposals                      // number or numbering of the proposals
+	ProblemRekeyNotify                    // REKEY_SA notify missing, repeated or without an SPI
 )
 
 // String implements fmt.Stringer.

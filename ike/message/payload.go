@@ -54,7 +54,7 @@ func ParsePayloads(first PayloadType, b []byte) (Payloads, error) {
 // parseChain parses payloads up to the end of b. An SK or SKF payload ends the chain, because
 // its next payload field names the first payload inside it.
 func parseChain(first PayloadType, b []byte) (Payloads, *Encrypted, error) {
-	var ps Payloads
+	ps := Payloads{} // not nil: an empty message was parsed too
 	next := first
 	for next != PayloadNone {
 		r := reader{payload: next, b: b}
