@@ -2,6 +2,7 @@ package esp
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -149,10 +150,10 @@ func (in *Inbound) commit(p *Packet) {
 		return
 	}
 	in.c.Packets++
-	switch p.Err {
-	case nil:
+	switch {
+	case p.Err == nil:
 		in.c.Bytes += uint64(p.Len)
-	case ErrDummy:
+	case errors.Is(p.Err, ErrDummy):
 		in.c.Dummy++
 	default:
 		in.c.Malformed++
