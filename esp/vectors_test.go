@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-
 	"wardgate/internal/testvectors"
 )
 

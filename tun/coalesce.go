@@ -43,29 +43,27 @@ type savedHeader struct {
 type coalescer struct {
 	tcp, udp bool // what may be glued
 
-	runs []run
-	next []int            // per packet: the following one of its run, -1 at the end
-	open [maxOpenRuns]int // indexes of runs that may grow or guard the order of their flow
-	n    int              // of open
-	turn int              // which of open is given up next
+	runs   []run
+	next   []int            // per packet: the following one of its run, -1 at the end
+	open   [maxOpenRuns]int // indexes of runs: the latest of each flow that was seen lately
+	n      int              // of open
+	evict  int              // which of open is given up next
+	cursor int              // which of runs is being written
 }
 
 func (c *coalescer) reset() {
-	c.runs, c.next, c.n, c.turn = c.runs[:0], c.next[:0], 0, 0
+	c.runs, c.next, c.n, c.evict, c.cursor = c.runs[:0], c.next[:0], 0, 0, 0
 }
 
 func (c *coalescer) first() *run {
-	if len(c.runs) == 0 {
-		return nil
-	}
-	c.turn = 0
-	return &c.runs[0]
+	c.cursor = -1
+	return c.following()
 }
 
-// following returns the run that is written after r, the one that first or following returned.
-func (c *coalescer) following(*run) *run {
-	if c.turn++; c.turn < len(c.runs) {
-		return &c.runs[c.turn]
+// following returns the run that is written after the one that first or following returned.
+func (c *coalescer) following() *run {
+	if c.cursor++; c.cursor < len(c.runs) {
+		return &c.runs[c.cursor]
 	}
 	return nil
 }
@@ -112,8 +110,8 @@ func (c *coalescer) add(pkts []Packet, i int, use bool) {
 			slot = c.n
 			c.n++
 		} else {
-			slot = c.turn
-			c.turn = (c.turn + 1) % maxOpenRuns
+			slot = c.evict
+			c.evict = (c.evict + 1) % maxOpenRuns
 		}
 	}
 	c.open[slot] = len(c.runs)
@@ -235,12 +233,16 @@ func (r *run) accept(p *run, head, pkt []byte) bool {
 }
 
 // checksumsRight verifies both checksums: the kernel takes those of a super-packet for granted, so
-// that a damaged packet would be made whole.
+// that a damaged packet would be made whole. The all-ones form of zero, which adds up as well, is
+// what segmentation writes for UDP alone.
 func (r *run) checksumsRight(pkt []byte) bool {
-	if r.transport == ipv4HeaderLen && onesSum(pkt[:ipv4HeaderLen], 0) != 0xffff {
+	if r.transport == ipv4HeaderLen && (onesSum(pkt[:ipv4HeaderLen], 0) != 0xffff || pkt[10]&pkt[11] == 0xff) {
 		return false
 	}
 	l4 := pkt[r.transport:]
+	if r.proto == protoTCP && l4[tcpCsumOffset]&l4[tcpCsumOffset+1] == 0xff {
+		return false
+	}
 	return onesSum(l4, pseudoSum(pkt, r.proto, len(l4))) == 0xffff
 }
 

@@ -116,7 +116,7 @@ func setMTU(name string, mtu int) error {
 	if err != nil {
 		return fmt.Errorf("tun: socket to set the MTU: %w", err)
 	}
-	defer unix.Close(s)
+	defer func() { _ = unix.Close(s) }()
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return fmt.Errorf("tun: interface name %q: %w", name, err)

@@ -149,7 +149,7 @@ func (q *queue) WriteBatch(pkts []Packet) (int, error) {
 		}
 		w.glue.add(pkts, i, err == nil)
 	}
-	for r := w.glue.first(); r != nil; r = w.glue.following(r) {
+	for r := w.glue.first(); r != nil; r = w.glue.following() {
 		calls++
 		n, size, err := q.writeRun(pkts, r)
 		packets += uint64(n)

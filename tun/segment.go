@@ -47,7 +47,7 @@ func (s *segmenter) begin(h *virtioHeader, pkt []byte) error {
 		return errHeader
 	}
 	if version == 4 {
-		if int(pkt[0]&15)*4 != transport {
+		if int(pkt[0]&15)*4 != transport || len(pkt) > 0xffff {
 			return errHeader
 		}
 		s.id = binary.BigEndian.Uint16(pkt[4:])

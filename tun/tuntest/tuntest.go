@@ -3,7 +3,6 @@ package tuntest
 
 import (
 	"sync"
-
 	"wardgate/tun"
 )
 
