@@ -2,8 +2,10 @@ package message_test
 
 import (
 	"bytes"
+	"crypto/sha1" //nolint:gosec // RFC 7296 demands it for NAT detection
 	"encoding/binary"
 	"encoding/hex"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -369,5 +371,35 @@ func TestRFC7634Message(t *testing.T) {
 	}
 	if !seen {
 		t.Fatal("vector B-IKEv2 is gone")
+	}
+}
+
+// The NAT detection hashes that strongSwan sent are those of our octets (RFC 7296, section
+// 2.23). It lies about its source to force UDP encapsulation, so the destination is checked.
+func TestLiveNATDetection(t *testing.T) {
+	for _, scenario := range liveScenarios {
+		checked := 0
+		for _, msg := range readLive(t, scenario).Msgs {
+			if msg.Exchange != "IKE_SA_INIT" {
+				continue
+			}
+			m, err := message.Parse(msg.Message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			dst := netip.MustParseAddrPort("10.77.0.2:500")
+			if m.IsResponse() {
+				dst = netip.MustParseAddrPort("10.77.0.1:500")
+			}
+			want := sha1.Sum(message.AppendNATDetection(nil, m.SPIi, m.SPIr, dst))
+			n := m.Payloads.Notify(message.NotifyNATDetectionDestinationIP)
+			if n == nil || !bytes.Equal(n.Data, want[:]) {
+				t.Errorf("%s %s: notify %+v, want %x", scenario, m.Summary(nil), n, want)
+			}
+			checked++
+		}
+		if checked != 2 {
+			t.Errorf("%s: %d messages checked, want 2", scenario, checked)
+		}
 	}
 }
