@@ -65,7 +65,7 @@ func (d *Device) addQueue(offload bool) error {
 		return fmt.Errorf("tun: create interface %q, queue %d: %w (CAP_NET_ADMIN is needed, and the name must be free)", d.name, len(d.queues), err)
 	}
 	d.name = ifr.Name()
-	granted, err := setOffload(fd, offload)
+	granted, err := setOffload(offload, func(flags int) error { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, flags) })
 	if err != nil {
 		_ = unix.Close(fd)
 		return fmt.Errorf("tun: set offloads of %s: %w", d.name, err)
@@ -85,12 +85,12 @@ func (d *Device) addQueue(offload bool) error {
 	return nil
 }
 
-// setOffload asks for as much as the kernel grants.
-func setOffload(fd int, want bool) (Offloads, error) {
+// setOffload asks for as much as the kernel grants; set is the ioctl.
+func setOffload(want bool, set func(flags int) error) (Offloads, error) {
 	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
 	const udp = unix.TUN_F_USO4 | unix.TUN_F_USO6 // Linux 6.2
 	if !want {
-		return Offloads{}, unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
+		return Offloads{}, set(0)
 	}
 	for _, try := range []struct {
 		flags   int
@@ -100,7 +100,7 @@ func setOffload(fd int, want bool) (Offloads, error) {
 		{tcp, Offloads{Checksum: true, TCP: true}},
 		{unix.TUN_F_CSUM, Offloads{Checksum: true}},
 	} {
-		err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, try.flags)
+		err := set(try.flags)
 		if err == nil {
 			return try.granted, nil
 		}
@@ -108,7 +108,7 @@ func setOffload(fd int, want bool) (Offloads, error) {
 			return Offloads{}, err
 		}
 	}
-	return Offloads{}, unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
+	return Offloads{}, set(0)
 }
 
 func setMTU(name string, mtu int) error {
