@@ -3,6 +3,7 @@ package ike
 import (
 	"errors"
 	"io"
+	"net/netip"
 	"runtime"
 	"time"
 )
@@ -38,6 +39,11 @@ type Config struct {
 	CookieThreshold int           // from so many half-open IKE SAs on, initiators must return a cookie; 0: 64, negative: always
 	MaxHalfOpen     int           // more half-open IKE SAs are never kept; 0: 4096
 	MaxHalfOpenAddr int           // for one source address; 0: 64
+
+	// SourceAddr says which local address packets to remote leave from, the zero Addr when it
+	// is not known. It is asked for connections without PeerConfig.Local. nil: not known, which
+	// NAT detection takes for a NAT.
+	SourceAddr func(remote netip.Addr) netip.Addr
 
 	// VendorIDs are sent in IKE_SA_INIT.
 	VendorIDs [][]byte

@@ -106,9 +106,9 @@ type Retransmit struct {
 
 // LocalAuth is what we prove in one authentication round: a certificate's key, or a PSK.
 type LocalAuth struct {
-	ID    Identity
-	PSK   []byte        // pre-shared key; empty: certificate
-	Chain [][]byte      // DER, leaf first, then the intermediates that the peer may lack
+	ID     Identity
+	PSK    []byte        // pre-shared key; empty: certificate
+	Chain  [][]byte      // DER, leaf first, then the intermediates that the peer may lack
 	Signer crypto.Signer // the key of Chain[0]; may be slow, and may fail at any time
 	// Role is what messages call the round: "device", "service".
 	Role string

@@ -1,0 +1,393 @@
+package ike
+
+import (
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"wardgate/ike/message"
+	"wardgate/ike/suite"
+)
+
+// authState is where the authentication rounds stand (RFC 4739). Both ends prove one round in
+// each pair of IKE_AUTH messages.
+type authState struct {
+	round      int           // the one under way, from 0
+	candidates []*PeerConfig // connections that everything so far fits; one for an initiator
+	claimed    []Identity    // what the peer claimed, for each round begun
+	proofs     []proof       // what the peer proved, for each round done
+	localIDs   []Identity    // what we proved, for each round whose AUTH we made
+	job        uint64        // the signature or verdict we wait for; 0: none
+	verifying  bool          // job is a verdict
+
+	// Responder.
+	req     *parsed         // the IKE_AUTH request under way
+	groups  [][]*PeerConfig // candidates by what convinces them, in the order of the verdicts
+	childSA []suite.Offer   // from the first request
+	tsi     *message.TS
+	tsr     *message.TS
+
+	// Initiator.
+	resp     *parsed // the answer under judgement
+	childCfg *ChildConfig
+	childID  ChildID
+	childSPI uint32
+	offered  []suite.Offer
+}
+
+func newAuthState() authState { return authState{} }
+
+// proof is what a peer proved in one round.
+type proof struct {
+	id            Identity
+	leaf          []byte // DER; nil: PSK
+	intermediates [][]byte
+	cert          *x509.Certificate
+}
+
+// authValue is the content of an AUTH payload.
+type authValue struct {
+	method uint8
+	data   []byte
+}
+
+// round returns the round under way, -1 outside of the rounds.
+func (sa *SA) round() int {
+	if sa.handshake == nil || sa.state != StateAuth {
+		return -1
+	}
+	return sa.handshake.round
+}
+
+func (h *handshake) role(round int) string {
+	for _, c := range h.candidates {
+		if round < len(c.RemoteAuth) && c.RemoteAuth[round].Role != "" {
+			return c.RemoteAuth[round].Role
+		}
+	}
+	return ""
+}
+
+// sign starts the signature of our AUTH payload of the round under way.
+func (sa *SA) sign(la *LocalAuth) {
+	h, g := sa.handshake, sa.cur
+	msg, nonce, skp := h.initReq, h.nr, g.prot.keys.SKpi
+	if !g.initiator {
+		msg, nonce, skp = h.initResp, h.ni, g.prot.keys.SKpr
+	}
+	idBody := la.ID.payload(!g.initiator).Body()
+	octets := suite.SignedOctets(g.prot.prf, skp, msg, nonce, idBody, nil)
+	h.job, h.verifying = sa.job(), false
+	if len(la.PSK) > 0 {
+		psk := suite.CopySecret(la.PSK)
+		data, err := suite.PSKAuth(g.prot.prf, psk, octets)
+		psk.Wipe()
+		sa.onSigned(evSigned{job: h.job, auth: authValue{suite.AuthPSK, data}, err: err})
+		return
+	}
+	hashes, rand := h.peerHashes, sa.host.rand()
+	sa.do(actSign{job: h.job, sign: func() (authValue, error) { return signAUTH(la, hashes, octets, rand) }})
+}
+
+// signAUTH computes an AUTH payload with a key that may be anywhere. It runs in a worker.
+func signAUTH(la *LocalAuth, peerHashes []uint16, octets []byte, rand io.Reader) (authValue, error) {
+	pub := la.Signer.Public()
+	schemes, err := suite.SignatureSchemes(pub, peerHashes)
+	if err != nil {
+		return authValue{}, err
+	}
+	var first error
+	for i, s := range schemes {
+		in, opts := s.SignRequest(octets)
+		if _, isPSS := opts.(*rsa.PSSOptions); i > 0 && isPSS {
+			continue // a token without PSS has no PSS with another hash either
+		}
+		sig, err := la.Signer.Sign(rand, in, opts)
+		if err == nil {
+			var data []byte
+			if data, err = s.Wrap(sig); err == nil {
+				// A token that answers nonsense must not look like a peer that refuses us.
+				err = suite.VerifySignature(pub, s.Method(), data, octets, suite.SignatureHashes())
+			}
+			if err == nil {
+				return authValue{s.Method(), data}, nil
+			}
+		}
+		if first == nil {
+			first = err
+		}
+		if _, isRSA := pub.(*rsa.PublicKey); !isRSA || i > 0 {
+			break
+		}
+	}
+	return authValue{}, first
+}
+
+// onSigned takes our AUTH payload.
+func (sa *SA) onSigned(ev evSigned) {
+	h := sa.handshake
+	if h == nil || ev.job != h.job || h.verifying || sa.state != StateAuth {
+		return
+	}
+	h.job = 0
+	if ev.err != nil {
+		e := refused(CodeCredential, h.round, ev.err, "our own key of authentication round %d cannot sign", h.round+1)
+		if sa.initiator {
+			sa.abort(e)
+		} else {
+			sa.refuseAuth(e)
+		}
+		return
+	}
+	if sa.initiator {
+		sa.sendRound(ev.auth)
+	} else {
+		sa.answerRound(ev.auth)
+	}
+}
+
+// addIdentity adds ID, CERT and AUTH of one round.
+func addIdentity(out *outgoing, la *LocalAuth, responder bool, auth authValue) {
+	out.add(la.ID.payload(responder))
+	for _, der := range la.Chain {
+		if len(la.PSK) == 0 {
+			out.add(&message.Cert{Encoding: message.CertX509Signature, Data: der})
+		}
+	}
+	out.add(&message.Auth{Method: message.AuthMethod(auth.method), Data: auth.data})
+}
+
+// verifyJob is one AUTH payload of the peer that waits for its verdict.
+type verifyJob struct {
+	octets []byte
+	method uint8
+	data   []byte
+	leaf   []byte
+}
+
+// verify starts the judgement of the peer's AUTH payload in the message in, for each group of
+// candidates that different certificates may convince.
+func (sa *SA) verify(in *parsed, id *message.ID) *RefusedError {
+	h, g := sa.handshake, sa.cur
+	msg, nonce, skp := h.initResp, h.ni, g.prot.keys.SKpr // of a responder
+	if !g.initiator {
+		msg, nonce, skp = h.initReq, h.nr, g.prot.keys.SKpi
+	}
+	octets := suite.SignedOctets(g.prot.prf, skp, msg, nonce, id.Body(), nil)
+	method := uint8(in.auth.Method)
+
+	// Only candidates that expect this kind of proof can be convinced by it.
+	r := h.round
+	kept := h.candidates[:0:0]
+	for _, c := range h.candidates {
+		if psk := len(c.RemoteAuth[r].PSK) > 0; psk == (method == suite.AuthPSK) {
+			kept = append(kept, c)
+		}
+	}
+	if len(kept) == 0 {
+		want := "a certificate's signature"
+		if len(h.candidates[0].RemoteAuth[r].PSK) > 0 {
+			want = "a pre-shared key"
+		}
+		return refused(CodeAuthMethod, r, nil, "expected %s, got %s", want, suite.DescribeAuth(method, in.auth.Data))
+	}
+	h.candidates = kept
+	h.groups = nil
+	for _, c := range kept {
+		i := slices.IndexFunc(h.groups, func(gr []*PeerConfig) bool { return gr[0].RemoteAuth[r].sameTrust(&c.RemoteAuth[r]) })
+		if i < 0 {
+			h.groups = append(h.groups, []*PeerConfig{c})
+		} else {
+			h.groups[i] = append(h.groups[i], c)
+		}
+	}
+	h.job, h.verifying = sa.job(), true
+	if method == suite.AuthPSK {
+		verdicts := make([]error, len(h.groups))
+		for i, gr := range h.groups {
+			psk := suite.CopySecret(gr[0].RemoteAuth[r].PSK)
+			if err := suite.VerifyPSK(g.prot.prf, psk, octets, in.auth.Data); err != nil {
+				verdicts[i] = refused(CodeBadSignature, r, err, "the pre-shared key does not match")
+			}
+			psk.Wipe()
+		}
+		sa.onVerdict(evVerdict{h.job, verdicts})
+		return nil
+	}
+	chain := x509Chain(in.certs)
+	if len(chain) == 0 {
+		return refused(CodeNoCert, r, nil, "the peer sent no X.509 certificate with its signature")
+	}
+	if len(chain) > maxCerts {
+		return refused(CodeBadCert, r, nil, "the peer sent %d certificates, at most %d are looked at", len(chain), maxCerts)
+	}
+	queries := make([]CertQuery, len(h.groups))
+	for i, gr := range h.groups {
+		queries[i] = CertQuery{
+			Peer: gr[0], Round: r, Auth: &gr[0].RemoteAuth[r], ID: identityOf(id),
+			Leaf: chain[0], Intermediates: chain[1:], At: sa.now,
+		}
+		for _, p := range h.proofs {
+			queries[i].Earlier = append(queries[i].Earlier, p.cert)
+		}
+	}
+	job := verifyJob{octets, method, in.auth.Data, chain[0]}
+	sa.do(actVerify{job: h.job, check: func(verify func(CertQuery) error) []error { return job.check(queries, verify) }})
+	return nil
+}
+
+// maxCerts bounds the certificates of one round: a leaf and its intermediates.
+const maxCerts = 9
+
+func x509Chain(certs []*message.Cert) [][]byte {
+	var out [][]byte
+	for _, c := range certs {
+		if c.Encoding == message.CertX509Signature {
+			out = append(out, c.Data)
+		}
+	}
+	return out
+}
+
+// check judges chain and signature; both must hold. It runs in a worker.
+func (j *verifyJob) check(queries []CertQuery, verify func(CertQuery) error) []error {
+	out := make([]error, len(queries))
+	var sigErr error
+	sigDone := false
+	for i, q := range queries {
+		if err := verify(q); err != nil {
+			out[i] = refused(VerdictCode(err), q.Round, err, "the certificate of %v was refused", q.ID)
+			continue
+		}
+		if !sigDone {
+			sigDone, sigErr = true, j.signature(q.Round)
+		}
+		out[i] = sigErr
+	}
+	return out
+}
+
+func (j *verifyJob) signature(round int) error {
+	leaf, err := x509.ParseCertificate(j.leaf)
+	if err != nil {
+		return refused(CodeBadCert, round, err, "the certificate cannot be parsed")
+	}
+	if err := suite.VerifySignature(leaf.PublicKey, j.method, j.data, j.octets, suite.SignatureHashes()); err != nil {
+		code := CodeBadSignature
+		if errors.Is(err, suite.ErrAuthMethod) {
+			code = CodeAuthMethod
+		}
+		return refused(code, round, err, "the peer does not prove that it has the key of its certificate")
+	}
+	return nil
+}
+
+// onVerdict takes the verdict about the peer's AUTH payload.
+func (sa *SA) onVerdict(ev evVerdict) {
+	if sa.est != nil {
+		sa.onReverdict(ev)
+		return
+	}
+	h := sa.handshake
+	if h == nil || ev.job != h.job || !h.verifying || sa.state != StateAuth {
+		return
+	}
+	h.job = 0
+	var kept []*PeerConfig
+	var first error
+	for i, gr := range h.groups {
+		switch {
+		case i < len(ev.verdicts) && ev.verdicts[i] == nil:
+			kept = append(kept, gr...)
+		case first == nil && i < len(ev.verdicts):
+			first = ev.verdicts[i]
+		}
+	}
+	h.groups = nil
+	if len(kept) == 0 {
+		e, ok := errors.AsType[*RefusedError](first)
+		if !ok {
+			e = refused(CodeBadCert, h.round, first, "the peer was not verified")
+		}
+		if sa.initiator {
+			sa.abort(e)
+		} else {
+			sa.refuseAuth(e)
+		}
+		return
+	}
+	in := h.req
+	if sa.initiator {
+		in = h.resp
+	}
+	// The order of the policy, not that of the groups.
+	h.candidates = slices.DeleteFunc(h.candidates, func(c *PeerConfig) bool { return !slices.Contains(kept, c) })
+	p := proof{id: h.claimed[h.round]}
+	if in.auth.Method != message.AuthMethod(suite.AuthPSK) {
+		chain := x509Chain(in.certs)
+		p.leaf, p.intermediates = chain[0], chain[1:]
+		cert, err := x509.ParseCertificate(p.leaf)
+		if err != nil {
+			sa.fail(err)
+			return
+		}
+		p.cert = cert
+	}
+	h.proofs = append(h.proofs, p)
+	if sa.initiator {
+		sa.roundProved()
+	} else {
+		sa.peerProved()
+	}
+}
+
+// establish makes the state of an IKE SA in which everything is proved. It is the only place
+// where that state is made, and it counts.
+func (sa *SA) establish() (*established, error) {
+	h := sa.handshake
+	n := sa.peer.rounds()
+	if n == 0 || len(h.proofs) != n || len(h.localIDs) != n || len(h.claimed) != n {
+		return nil, fmt.Errorf("ike: %d rounds needed, the peer proved %d, we proved %d", n, len(h.proofs), len(h.localIDs))
+	}
+	e := &established{created: sa.now, localIDs: h.localIDs, proofs: h.proofs}
+	for i, p := range h.proofs {
+		if !containsID(sa.peer.RemoteAuth[i].IDs, p.id) || !sa.peer.LocalAuth[i].ID.Equal(h.localIDs[i]) {
+			return nil, fmt.Errorf("ike: identities of round %d are not those of connection %q", i+1, sa.peer.Name)
+		}
+		e.remoteIDs = append(e.remoteIDs, p.id)
+		e.remoteCerts = append(e.remoteCerts, p.leaf)
+	}
+	if !hasOffer(sa.peer.Proposals, sa.cur.chosen) {
+		return nil, refused(CodeSuiteNotAllowed, -1, nil, "%v was negotiated before it was known who the peer is; connection %q does not allow it", sa.cur.chosen, sa.peer.Name)
+	}
+	e.rekeyAt = sa.now.Add(sa.jitter(sa.peer.rekeyIKE()))
+	return e, nil
+}
+
+// goUp enters StateEstablished.
+func (sa *SA) goUp(e *established) {
+	h := sa.handshake
+	sa.est, sa.state = e, StateEstablished
+	sa.handshake = nil
+	h.wipe()
+	sa.do(actEstablished{
+		peer: sa.peer.Name, initialContact: h.initialContact, begun: sa.begun,
+		localIDs: e.localIDs, remoteIDs: e.remoteIDs,
+	})
+	info := sa.info()
+	sa.tell(func(o Owner) { o.IKEUp(info) })
+}
+
+// onInitialContact: the peer of a newer IKE SA with our identities knows of no other one. One
+// that was made while the newer one was under way is no leftover: both ends initiated at once.
+func (sa *SA) onInitialContact(ev evInitialContact) {
+	if sa.est == nil || !sa.est.created.Before(ev.begun) ||
+		!slices.EqualFunc(sa.est.remoteIDs, ev.remoteIDs, Identity.Equal) ||
+		!slices.EqualFunc(sa.est.localIDs, ev.localIDs, Identity.Equal) {
+		return
+	}
+	sa.close(Reason{Code: ReasonReplaced, Text: "the peer lost this IKE SA and made a new one (INITIAL_CONTACT)", Remote: true})
+}

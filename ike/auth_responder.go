@@ -1,0 +1,226 @@
+package ike
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"wardgate/ike/message"
+)
+
+// onAuthRequest takes an authentic request before the IKE SA stands. Nothing but IKE_AUTH is
+// carried out then, whatever comes.
+func (sa *SA) onAuthRequest(g *generation, in *parsed) {
+	h := sa.handshake
+	if h == nil || sa.state != StateAuth {
+		return
+	}
+	if sa.initiator {
+		return // a responder has nothing to ask for yet
+	}
+	if in.exchange != exchangeAuth {
+		if in.exchange == exchangeInformational && (in.has(notifyAuthFailed) || len(in.deletes) > 0) {
+			// The initiator does not accept us, or gives up.
+			sa.refuse(refused(CodePeerRefused, h.round, nil, "the initiator gave up in authentication round %d; its own records say why", h.round+1))
+			g.respond(in, newOutgoing())
+			sa.close(Reason{Code: ReasonDeletedByPeer, Text: "the initiator gave up before it was authenticated", Remote: true})
+			return
+		}
+		sa.refuseAuth(refused(CodeUnexpected, h.round, nil, "%s before authentication round %d was done; only IKE_AUTH is allowed", exchangeName(in.exchange), h.round+1))
+		return
+	}
+	if h.job != 0 || h.req != nil {
+		return // window of 1: the one before is under way
+	}
+	h.req = in
+	if err := sa.takeRound(in); err != nil {
+		sa.refuseAuth(err)
+	}
+}
+
+// takeRound checks the request of the round under way and starts the judgement.
+func (sa *SA) takeRound(in *parsed) *RefusedError {
+	h := sa.handshake
+	r := h.round
+	form := message.FormIKEAuthNextRequest
+	if r == 0 {
+		form = message.FormIKEAuthFirstRequest
+	}
+	if in.idi != nil {
+		h.claimed = append(h.claimed, identityOf(in.idi))
+	}
+	if r == 0 && in.auth == nil && in.idi != nil {
+		return refused(CodeAuthMethod, r, nil, "the initiator asks for EAP, which is not offered here")
+	}
+	if err := form.Check(in.ps); err != nil {
+		return refused(CodeSyntax, r, err, "the IKE_AUTH request of round %d is malformed", r+1)
+	}
+	if in.idi == nil || in.auth == nil {
+		return refused(CodeSyntax, r, nil, "the IKE_AUTH request of round %d lacks IDi or AUTH", r+1)
+	}
+	if r == 0 {
+		h.childSA, h.tsi, h.tsr = in.sa, in.tsi, in.tsr
+		h.multipleAuth = h.multipleAuth || in.has(message.NotifyMultipleAuthSupported)
+		h.initialContact = in.has(message.NotifyInitialContact)
+	}
+	id := h.claimed[r]
+	known := filter(h.candidates, func(c *PeerConfig) bool {
+		return r < len(c.RemoteAuth) && containsID(c.RemoteAuth[r].IDs, id)
+	})
+	if len(known) == 0 {
+		return sa.unknownIdentity(id)
+	}
+	h.candidates = known
+	if in.idr != nil {
+		want := identityOf(in.idr)
+		meant := filter(known, func(c *PeerConfig) bool { return c.LocalAuth[r].ID.Equal(want) })
+		if len(meant) == 0 {
+			var ours []Identity
+			for _, c := range known {
+				if !containsID(ours, c.LocalAuth[r].ID) {
+					ours = append(ours, c.LocalAuth[r].ID)
+				}
+			}
+			return refused(CodeLocalIdentity, r, nil, "round %d: the peer wants to talk to %v, for it we are %s", r+1, want, joinIDs(ours))
+		}
+		h.candidates = meant
+	}
+	return sa.verify(in, in.idi)
+}
+
+func filter(list []*PeerConfig, keep func(*PeerConfig) bool) []*PeerConfig {
+	var out []*PeerConfig
+	for _, c := range list {
+		if keep(c) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// unknownIdentity says as precisely as possible what is wrong with an identity.
+func (sa *SA) unknownIdentity(id Identity) *RefusedError {
+	h := sa.handshake
+	r := h.round
+	for _, c := range sa.host.peers().list {
+		for i := range c.RemoteAuth {
+			if i != r && containsID(c.RemoteAuth[i].IDs, id) {
+				return refused(CodeServiceFirst, r, nil, "round %d: %v is an identity of round %d (%s) of connection %q; the rounds come in order", r+1, id, i+1, c.RemoteAuth[i].Role, c.Name)
+			}
+		}
+	}
+	var want []Identity
+	for _, c := range h.candidates {
+		if r < len(c.RemoteAuth) {
+			for _, x := range c.RemoteAuth[r].IDs {
+				if !containsID(want, x) {
+					want = append(want, x)
+				}
+			}
+		}
+	}
+	if len(want) > 8 {
+		want = want[:8]
+	}
+	return refused(CodeUnknownIdentity, r, nil, "round %d: no connection knows the identity %v; expected %s", r+1, id, joinIDs(want))
+}
+
+// peerProved: the initiator's proof of the round under way was accepted; our own comes next.
+func (sa *SA) peerProved() {
+	h := sa.handshake
+	r := h.round
+	follows := h.req.has(message.NotifyAnotherAuthFollows)
+	fitting := filter(h.candidates, func(c *PeerConfig) bool { return (c.rounds() > r+1) == follows })
+	if len(fitting) == 0 {
+		c := h.candidates[0]
+		if follows {
+			sa.refuseAuth(refused(CodeTooManyRounds, r, nil, "the peer announces another authentication round after round %d, the last of connection %q", r+1, c.Name))
+		} else {
+			sa.refuseAuth(refused(CodeDeviceOnly, r, nil, "the peer proved round %d only and announces no other; connection %q needs %d", r+1, c.Name, c.rounds()))
+		}
+		return
+	}
+	if follows && !h.multipleAuth {
+		sa.refuseAuth(refused(CodeNoMultipleAuth, r, nil, "the peer announces another round but not MULTIPLE_AUTH_SUPPORTED (RFC 4739)"))
+		return
+	}
+	// We can prove one identity only: candidates that want another one of ours drop out.
+	mine := &fitting[0].LocalAuth[r]
+	h.candidates = filter(fitting, func(c *PeerConfig) bool { return c.LocalAuth[r].sameAs(mine) })
+	sa.sign(mine)
+}
+
+func (a *LocalAuth) sameAs(b *LocalAuth) bool {
+	return a.ID.Equal(b.ID) && string(a.PSK) == string(b.PSK) &&
+		slices.EqualFunc(a.Chain, b.Chain, func(x, y []byte) bool { return string(x) == string(y) })
+}
+
+// answerRound answers the IKE_AUTH request of the round under way.
+func (sa *SA) answerRound(auth authValue) {
+	h, g := sa.handshake, sa.cur
+	r := h.round
+	la := &h.candidates[0].LocalAuth[r]
+	in := h.req
+	out := newOutgoing()
+	addIdentity(out, la, true, auth)
+	h.localIDs = append(h.localIDs, la.ID)
+	if r < h.candidates[0].rounds()-1 {
+		out.notify(message.NotifyAnotherAuthFollows, nil)
+		h.req = nil
+		h.round++
+		g.respond(in, out)
+		return
+	}
+	sa.peer = h.candidates[0]
+	// The connections may have been replaced since the candidates were found.
+	sa.peer = sa.host.peers().successor(sa.peer)
+	if sa.peer == nil {
+		sa.refuseAuth(refused(CodeNoConnection, -1, nil, "connection %q was taken away meanwhile", h.candidates[0].Name))
+		return
+	}
+	e, err := sa.establish()
+	if err != nil {
+		sa.peer = nil
+		var re *RefusedError
+		if !errors.As(err, &re) {
+			re = refused(CodeUnexpected, -1, err, "not established")
+		}
+		sa.refuseAuth(re)
+		return
+	}
+	sa.goUp(e)
+	k := keying{ni: h.ni, nr: h.nr, sendNow: true}
+	cfg := sa.offerChild(&k, out, childRequest{offers: h.childSA, tsi: h.tsi, tsr: h.tsr, withoutKE: true})
+	g.respond(in, out)
+	if cfg != nil && sa.state == StateEstablished {
+		if _, err := e.install(sa, g, cfg, k); err != nil {
+			sa.fail(err)
+		}
+	}
+}
+
+// refuseAuth refuses the initiator: it is told AUTHENTICATION_FAILED and nothing else; the owner
+// is told everything (RFC 7296, section 2.21.2).
+func (sa *SA) refuseAuth(e *RefusedError) {
+	sa.refuse(e)
+	if h := sa.handshake; h != nil && h.req != nil {
+		notify := notifyAuthFailed
+		if e.Code == CodeSyntax {
+			notify = notifyInvalidSyntax
+		}
+		sa.cur.respond(h.req, newOutgoing().notify(notify, nil))
+	}
+	sa.close(Reason{Code: ReasonProtocol, Text: e.Error(), Remote: true})
+}
+
+// halfOpenExpired: the initiator did not finish in time.
+func (sa *SA) halfOpenExpired() {
+	h := sa.handshake
+	text := fmt.Sprintf("authentication was not done after %v", sa.cfg.HalfOpenTimeout)
+	if h.round > 0 {
+		sa.refuse(refused(CodeRoundMissing, h.round, nil, "authentication round %d never came within %v; rounds proved: %s", h.round+1, sa.cfg.HalfOpenTimeout, joinIDs(h.claimed[:min(h.round, len(h.claimed))])))
+	} else {
+		sa.do(actStranger{sa.path, CodeRoundMissing, text + ": no IKE_AUTH came"})
+	}
+	sa.close(Reason{Code: ReasonProtocol, Text: text, Remote: true})
+}

@@ -1,0 +1,359 @@
+package ike
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// box is the mailbox of one IKE SA, and its host: it makes sure that one goroutine at a time
+// steps the state machine, and carries out the actions.
+type box struct {
+	ep *Endpoint
+	id SAID
+
+	mu      sync.Mutex // guards queue, running
+	queue   []event
+	waiting int // datagrams in queue
+	running bool
+
+	step sync.Mutex // held while sa is stepped or looked at
+	sa   *SA        // set once before the first post
+
+	ending atomic.Bool // no new CHILD SA is to be asked of it
+
+	// Owned by the goroutine that runs the box.
+	stopTimer func()
+	armed     time.Time
+
+	// Guarded by ep.mu.
+	peer    string
+	halfKey *halfKey
+	spis    []uint64
+	esp     []uint32
+	childs  []ChildID
+	gone    bool
+}
+
+// post hands an event to the IKE SA. Datagrams beyond a bound are dropped: they are repeated.
+func (b *box) post(ev event) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := ev.(evDatagram); ok {
+		if b.waiting >= maxBoxQueue {
+			return
+		}
+		b.waiting++
+	}
+	b.queue = append(b.queue, ev)
+	if !b.running {
+		b.running = true
+		b.ep.cfg.Executor.Run(b.run)
+	}
+}
+
+func (b *box) run() {
+	for {
+		b.mu.Lock()
+		queue := b.queue
+		b.queue, b.waiting = nil, 0
+		if len(queue) == 0 {
+			b.running = false
+			b.mu.Unlock()
+			return
+		}
+		b.mu.Unlock()
+		for _, ev := range queue {
+			if t, ok := ev.(evTimer); ok && t.at.Equal(b.armed) {
+				b.stopTimer = nil // it has gone off
+			}
+			b.step.Lock()
+			actions := b.sa.Step(b.ep.cfg.Clock.Now(), ev)
+			deadline := b.sa.deadline()
+			b.ending.Store(b.sa.ending())
+			b.step.Unlock()
+			for _, a := range actions {
+				b.perform(a)
+			}
+			b.arm(deadline)
+		}
+	}
+}
+
+// perform carries out one action of the state machine.
+func (b *box) perform(a action) {
+	ep := b.ep
+	switch a := a.(type) {
+	case actSend:
+		for _, m := range a.msgs {
+			ep.cfg.Send(a.path, m)
+		}
+	case actKeepalive:
+		ep.cfg.SendKeepalive(a.path)
+	case actSign:
+		ep.cfg.Executor.RunSlow(func() {
+			sig, err := a.sign()
+			b.post(evSigned{job: a.job, auth: sig, err: err})
+		})
+	case actVerify:
+		ep.cfg.Executor.RunSlow(func() {
+			b.post(evVerdict{job: a.job, verdicts: a.check(ep.cfg.Verify)})
+		})
+	case actTell:
+		a(ep.cfg.Owner)
+	case actStranger:
+		ep.refuseStranger(a.path, a.code, a.text)
+	case actEstablished:
+		ep.established(b, a)
+	case actClosed:
+		ep.remove(b)
+	}
+}
+
+// arm sets the one timer of the IKE SA. A timer that is already set for an earlier time is left
+// alone: it finds nothing to do and the timer is set anew.
+func (b *box) arm(deadline time.Time) {
+	if b.stopTimer != nil && !deadline.IsZero() && !b.armed.After(deadline) {
+		return
+	}
+	if b.stopTimer != nil {
+		b.stopTimer()
+		b.stopTimer = nil
+	}
+	if deadline.IsZero() {
+		return
+	}
+	b.armed = deadline
+	d := max(deadline.Sub(b.ep.cfg.Clock.Now()), 0)
+	b.stopTimer = b.ep.cfg.Clock.AfterFunc(d, func() { b.post(evTimer{deadline}) })
+}
+
+func (b *box) status() (SAStatus, bool) {
+	now := b.ep.cfg.Clock.Now()
+	b.step.Lock()
+	defer b.step.Unlock()
+	if b.sa == nil || b.sa.state == StateClosed {
+		return SAStatus{}, false
+	}
+	return b.sa.status(now), true
+}
+
+// The methods below are the host of the state machine: what it needs to know of the world, and
+// names that must be unique in it.
+
+func (b *box) said() SAID         { return b.id }
+func (b *box) config() *Config    { return &b.ep.cfg }
+func (b *box) rand() io.Reader    { return b.ep.cfg.Rand }
+func (b *box) peers() *peerSet    { return b.ep.peers.Load() }
+func (b *box) nextChild() ChildID { return ChildID(b.ep.nextChild.Add(1)) }
+
+// newIKESPI returns a new SPI of ours, which from now on leads to this box.
+func (b *box) newIKESPI() (uint64, error) {
+	for {
+		v, err := randUint64(b.ep.cfg.Rand)
+		if err != nil {
+			return 0, err
+		}
+		b.ep.mu.Lock()
+		if _, used := b.ep.spis[v]; v != 0 && !used && !b.gone {
+			b.ep.spis[v] = b
+			b.spis = append(b.spis, v)
+			b.ep.mu.Unlock()
+			return v, nil
+		}
+		gone := b.gone
+		b.ep.mu.Unlock()
+		if gone {
+			return 0, ErrClosed
+		}
+	}
+}
+
+func (b *box) freeIKESPI(spi uint64) {
+	b.ep.mu.Lock()
+	defer b.ep.mu.Unlock()
+	if b.ep.spis[spi] == b {
+		delete(b.ep.spis, spi)
+		b.spis = remove(b.spis, spi)
+	}
+}
+
+// newESPSPI returns a new inbound SPI (RFC 4303, section 2.1: not 0 to 255) for CHILD SA id.
+func (b *box) newESPSPI(id ChildID) (uint32, error) {
+	for {
+		v64, err := randUint64(b.ep.cfg.Rand)
+		if err != nil {
+			return 0, err
+		}
+		v := uint32(v64)
+		if v < 256 {
+			continue
+		}
+		b.ep.mu.Lock()
+		if b.gone {
+			b.ep.mu.Unlock()
+			return 0, ErrClosed
+		}
+		if _, used := b.ep.espSPIs[v]; !used {
+			b.ep.espSPIs[v] = id
+			b.ep.children[id] = b
+			b.esp = append(b.esp, v)
+			b.childs = append(b.childs, id)
+			b.ep.mu.Unlock()
+			return v, nil
+		}
+		b.ep.mu.Unlock()
+	}
+}
+
+func (b *box) freeESPSPI(spi uint32, id ChildID) {
+	b.ep.mu.Lock()
+	defer b.ep.mu.Unlock()
+	if b.ep.espSPIs[spi] == id {
+		delete(b.ep.espSPIs, spi)
+		delete(b.ep.children, id)
+		b.esp = remove(b.esp, spi)
+		b.childs = remove(b.childs, id)
+	}
+}
+
+// hasContact tells whether another IKE SA with the peer of the connection exists or is being
+// made: INITIAL_CONTACT would be a lie then.
+func (b *box) hasContact(peer string) bool {
+	b.ep.mu.Lock()
+	defer b.ep.mu.Unlock()
+	for id := range b.ep.byPeer[peer] {
+		if id != b.id {
+			return true
+		}
+	}
+	return false
+}
+
+// host is what a state machine asks of the world around it.
+type host interface {
+	said() SAID
+	config() *Config
+	rand() io.Reader
+	peers() *peerSet
+	nextChild() ChildID
+	newIKESPI() (uint64, error)
+	freeIKESPI(uint64)
+	newESPSPI(ChildID) (uint32, error)
+	freeESPSPI(uint32, ChildID)
+	hasContact(peer string) bool
+}
+
+var _ host = (*box)(nil)
+
+// established takes the IKE SA out of the half-open ones, and ends older ones with the same
+// identities when the peer says that it knows of no other (RFC 7296, section 2.4).
+func (ep *Endpoint) established(b *box, a actEstablished) {
+	var others []*box
+	ep.mu.Lock()
+	ep.unhalfLocked(b)
+	if !b.gone {
+		ep.addPeerLocked(a.peer, b)
+	}
+	if a.initialContact {
+		for _, o := range ep.boxes {
+			if o != b {
+				others = append(others, o)
+			}
+		}
+	}
+	ep.mu.Unlock()
+	for _, o := range others {
+		o.post(evInitialContact{localIDs: a.localIDs, remoteIDs: a.remoteIDs, begun: a.begun})
+	}
+}
+
+func (ep *Endpoint) unhalfLocked(b *box) {
+	if b.halfKey == nil {
+		return
+	}
+	delete(ep.half, *b.halfKey)
+	addr := b.halfKey.remote.Addr()
+	if ep.halfAddr[addr]--; ep.halfAddr[addr] <= 0 {
+		delete(ep.halfAddr, addr)
+	}
+	b.halfKey = nil
+}
+
+// remove forgets a closed IKE SA.
+func (ep *Endpoint) remove(b *box) {
+	if b.stopTimer != nil {
+		b.stopTimer()
+		b.stopTimer = nil
+	}
+	ep.mu.Lock()
+	defer ep.mu.Unlock()
+	if b.gone {
+		return
+	}
+	b.gone = true
+	ep.unhalfLocked(b)
+	for _, s := range b.spis {
+		delete(ep.spis, s)
+	}
+	for _, s := range b.esp {
+		delete(ep.espSPIs, s)
+	}
+	for _, c := range b.childs {
+		delete(ep.children, c)
+	}
+	if b.peer != "" {
+		delete(ep.byPeer[b.peer], b.id)
+		if len(ep.byPeer[b.peer]) == 0 {
+			delete(ep.byPeer, b.peer)
+		}
+	}
+	delete(ep.boxes, b.id)
+	if ep.closed && len(ep.boxes) == 0 {
+		close(ep.idle)
+	}
+}
+
+// admitHalfOpen takes an IKE_SA_INIT request in: it makes the mailbox, or says which one already
+// has it, or why there is no room.
+func (ep *Endpoint) admitHalfOpen(p Path, spi uint64, make func(*box) *SA) (b *box, known bool, err error) {
+	key := halfKey{p.Remote, spi}
+	addr := p.Remote.Addr()
+	ep.mu.Lock()
+	defer ep.mu.Unlock()
+	switch {
+	case ep.closed:
+		return nil, false, ErrClosed
+	case ep.half[key] != nil:
+		return ep.half[key], true, nil
+	case len(ep.half) >= ep.cfg.MaxHalfOpen:
+		return nil, false, fmt.Errorf("%d IKE SAs are half-open, the limit is %d", len(ep.half), ep.cfg.MaxHalfOpen)
+	case ep.halfAddr[addr] >= ep.cfg.MaxHalfOpenAddr:
+		return nil, false, fmt.Errorf("%d IKE SAs of %v are half-open, the limit is %d", ep.halfAddr[addr], addr, ep.cfg.MaxHalfOpenAddr)
+	}
+	b = ep.newBoxLocked("")
+	b.sa = make(b)
+	b.halfKey = &key
+	ep.half[key] = b
+	ep.halfAddr[addr]++
+	return b, false, nil
+}
+
+func (ep *Endpoint) halfOpenOf(addr netip.Addr) (all, ofAddr int) {
+	ep.mu.Lock()
+	defer ep.mu.Unlock()
+	return len(ep.half), ep.halfAddr[addr]
+}
+
+func remove[T comparable](s []T, v T) []T {
+	for i, x := range s {
+		if x == v {
+			s[i] = s[len(s)-1]
+			return s[:len(s)-1]
+		}
+	}
+	return s
+}

@@ -1,0 +1,464 @@
+package ike
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"wardgate/ike/message"
+	"wardgate/ike/suite"
+)
+
+// newChild is our CREATE_CHILD_SA exchange for a new CHILD SA, or for one that replaces old.
+type newChild struct {
+	cfg *ChildConfig
+	old *child // nil: no rekey
+
+	id     ChildID
+	spi    uint32
+	ni     []byte
+	kex    *suite.KeyExchange
+	group  uint16 // wanted by INVALID_KE_PAYLOAD; 0: our first
+	tries  int
+	offers []suite.Offer
+	local  []Selector
+	remote []Selector
+
+	// rival is what the peer made to replace old while our request was under way.
+	rival *rival
+}
+
+// rival is the other half of a simultaneous rekey (RFC 7296, sections 2.8.1 and 2.8.2).
+type rival struct {
+	child  *child
+	gen    *generation
+	ni, nr []byte
+}
+
+// ourLoss tells whether the SA that we made is the redundant one: the one made with the lowest
+// of the four nonces is closed by who made it.
+func (r *rival) ourLoss(ni, nr []byte) bool {
+	return bytes.Compare(lower(ni, nr), lower(r.ni, r.nr)) < 0
+}
+
+func lower(a, b []byte) []byte {
+	if bytes.Compare(a, b) < 0 {
+		return a
+	}
+	return b
+}
+
+// wantChild makes a CHILD SA unless it stands or is being made.
+func (sa *SA) wantChild(name string) {
+	cfg := sa.peer.child(name)
+	if cfg == nil {
+		sa.tellInitiateFailed(name, fmt.Errorf("%w: connection %q has no CHILD SA %q", ErrUnknownChild, sa.peer.Name, name))
+		return
+	}
+	if slices.ContainsFunc(sa.est.children, func(c *child) bool { return c.cfg.Name == name && !c.deleting && c.successor == nil }) {
+		return
+	}
+	making := func(t task) bool {
+		n, ok := t.(*newChild)
+		return ok && n.cfg.Name == name && n.old == nil
+	}
+	if sa.cur.req != nil && making(sa.cur.req.task) || slices.ContainsFunc(sa.cur.queue, making) {
+		return
+	}
+	sa.cur.enqueue(&newChild{cfg: cfg})
+}
+
+func (sa *SA) onRekeyChild(id ChildID) {
+	if sa.est == nil || sa.state != StateEstablished {
+		return
+	}
+	if c := sa.est.byID(id); c != nil {
+		sa.rekeyChild(c)
+	}
+}
+
+// rekeyChild replaces a CHILD SA unless that is under way or done.
+func (sa *SA) rekeyChild(c *child) {
+	if c.rekeying != nil || c.deleting || c.successor != nil || !slices.Contains(sa.est.children, c) || sa.state != StateEstablished {
+		return
+	}
+	c.rekeying = &newChild{cfg: c.cfg, old: c}
+	sa.cur.enqueue(c.rekeying)
+}
+
+func (t *newChild) build(sa *SA, _ *generation) (uint8, *outgoing, bool) {
+	if sa.state != StateEstablished {
+		t.retire(sa)
+		return 0, nil, false
+	}
+	if o := t.old; o != nil && (o.deleting || o.successor != nil || !slices.Contains(sa.est.children, o)) {
+		t.retire(sa) // the peer was faster
+		return 0, nil, false
+	}
+	err := t.prepare(sa)
+	if err != nil {
+		t.retire(sa)
+		sa.fail(err)
+		return 0, nil, false
+	}
+	out := newOutgoing()
+	if t.old != nil {
+		out.add(message.NewRekeySA(message.ProtocolESP, t.old.spiIn))
+	}
+	out.offers(t.offers...).nonce(t.ni)
+	if t.kex != nil {
+		out.ke(t.kex.ID(), t.kex.Public())
+	}
+	out.ts(t.local, t.remote)
+	return exchangeCreateChild, out, true
+}
+
+func (t *newChild) prepare(sa *SA) error {
+	var err error
+	if t.id == 0 {
+		t.id = sa.host.nextChild()
+		if t.spi, err = sa.host.newESPSPI(t.id); err != nil {
+			return err
+		}
+	}
+	if t.offers, err = suite.Offers(t.cfg.Proposals, spi4(t.spi)); err != nil {
+		return err
+	}
+	if t.ni, err = sa.newNonce(); err != nil {
+		return err
+	}
+	t.local, t.remote = t.cfg.LocalTS, t.cfg.RemoteTS
+	if t.old != nil {
+		// RFC 7296, section 2.9.2: a rekey keeps what is in use.
+		t.local, t.remote = t.old.localTS, t.old.remoteTS
+	}
+	group := t.group
+	for _, p := range t.cfg.Proposals {
+		if group == 0 && len(p.KE) > 0 {
+			group = p.KE[0]
+		}
+	}
+	if t.kex != nil {
+		t.kex.Wipe()
+		t.kex = nil
+	}
+	if group != suite.KENone {
+		t.kex, err = suite.NewInitiator(group, sa.host.rand())
+	}
+	return err
+}
+
+// retire frees what the exchange held.
+func (t *newChild) retire(sa *SA) {
+	if t.kex != nil {
+		t.kex.Wipe()
+		t.kex = nil
+	}
+	if t.id != 0 {
+		sa.host.freeESPSPI(t.spi, t.id)
+		t.id = 0
+	}
+	if t.old != nil && t.old.rekeying == t {
+		t.old.rekeying = nil
+	}
+}
+
+func (t *newChild) done(sa *SA, g *generation, in *parsed) {
+	if n := in.errorNotify(); n != nil && in.sa == nil {
+		t.refused(sa, g, n)
+		return
+	}
+	if sa.state != StateEstablished {
+		t.retire(sa)
+		return
+	}
+	k := keying{id: t.id, spiIn: t.spi, ni: t.ni, nr: in.nonce, initiator: true, sendNow: true}
+	err := t.accept(sa, g, &k, in)
+	if err != nil {
+		// The peer believes that the CHILD SA stands.
+		sa.cur.enqueue(&deleteTask{spis: []uint32{t.spi}})
+		t.retire(sa)
+		sa.refuse(err)
+		if t.old == nil {
+			sa.tellInitiateFailed(t.cfg.Name, err)
+		} else {
+			t.again(sa, retryLater)
+		}
+		return
+	}
+	defer k.shared.Wipe()
+	old := t.old
+	if old != nil && !slices.Contains(sa.est.children, old) {
+		old = nil // the peer closed it meanwhile
+	}
+	lost := old != nil && t.rival != nil && slices.Contains(sa.est.children, t.rival.child) && t.rival.ourLoss(t.ni, in.nonce)
+	k.replaces = old
+	k.sendNow = !lost
+	id := t.id
+	t.id = 0 // belongs to the CHILD SA now
+	t.retire(sa)
+	c, ierr := sa.est.install(sa, g, t.cfg, k)
+	switch {
+	case ierr != nil:
+		sa.host.freeESPSPI(t.spi, id)
+		sa.fail(ierr)
+	case old == nil:
+	case lost:
+		// RFC 7296, section 2.8.1: what we made is redundant and ours to close; the peer closes
+		// the old one.
+		sa.deleteChild(c, Reason{Code: ReasonRedundant, Rekeyed: true, Text: "both ends rekeyed the CHILD SA at once; the peer's stays"})
+	default:
+		if r := t.rival; r != nil {
+			// The peer will close its redundant one.
+			r.child.predec = nil
+			r.child.rekeyAt = time.Time{}
+			r.child.successor = c
+			r.child.dropAt = sa.now.Add(replacedFor)
+		}
+		sa.est.replace(old, c)
+		old.dropAt = time.Time{}
+		sa.deleteChild(old, Reason{Code: ReasonRekeyed, Rekeyed: true, Text: "replaced by new keys"})
+	}
+}
+
+// accept checks the answer and fills in k.
+func (t *newChild) accept(sa *SA, g *generation, k *keying, in *parsed) *RefusedError {
+	form := message.FormNewChildResponse
+	if t.old != nil {
+		form = message.FormRekeyChildResponse
+	}
+	if err := form.Check(in.ps); err != nil {
+		return refused(CodeSyntax, -1, err, "the answer to CREATE_CHILD_SA is malformed")
+	}
+	if err := sa.acceptChild(k, in, t.offers, t.local, t.remote); err != nil {
+		return err
+	}
+	if err := g.prot.prf.CheckNonce(in.nonce); err != nil {
+		return refused(CodeSyntax, -1, err, "the answer to CREATE_CHILD_SA has a bad nonce")
+	}
+	if k.chosen.KE == suite.KENone {
+		return nil
+	}
+	if t.kex == nil || in.ke == nil || uint16(in.ke.Method) != k.chosen.KE || k.chosen.KE != t.kex.ID() {
+		return refused(CodeBadKE, -1, nil, "the answer to CREATE_CHILD_SA chose %s but holds no key exchange data for it", suite.KEName(k.chosen.KE))
+	}
+	shared, err := t.kex.Finish(in.ke.Data)
+	if err != nil {
+		return refused(CodeBadKE, -1, err, "the answer to CREATE_CHILD_SA has bad key exchange data")
+	}
+	k.shared = shared
+	return nil
+}
+
+// refused: the peer did not make the CHILD SA.
+func (t *newChild) refused(sa *SA, g *generation, n *message.Notify) {
+	err := peerError(n, "CREATE_CHILD_SA for "+t.cfg.Name)
+	if sa.state != StateEstablished {
+		t.retire(sa)
+		return
+	}
+	switch n.Type {
+	case notifyInvalidKE:
+		m, kerr := n.KEMethod()
+		group := uint16(m)
+		if kerr == nil && t.tries < 3 && t.kex != nil && group != t.kex.ID() &&
+			slices.ContainsFunc(t.cfg.Proposals, func(p suite.Proposal) bool { return slices.Contains(p.KE, group) }) {
+			t.tries++
+			t.group = group
+			g.queue = append([]task{t}, g.queue...)
+			return
+		}
+	case notifyTemporaryFailure:
+		// RFC 7296, section 2.25: never at once.
+		t.retire(sa)
+		t.again(sa, retryAfter)
+		return
+	case notifyChildNotFound:
+		old := t.old
+		t.retire(sa)
+		if old != nil {
+			// Section 2.25.1: the peer has it no more.
+			sa.est.remove(sa, old, Reason{Code: ReasonDeletedByPeer, Text: "the peer does not know the CHILD SA any more", Remote: true})
+			return
+		}
+	default:
+	}
+	offers := t.offers
+	t.retire(sa)
+	sa.refuse(childRefusal(n, err, offers, t.cfg))
+	if t.old == nil {
+		sa.tellInitiateFailed(t.cfg.Name, err)
+	} else {
+		t.again(sa, retryLater)
+	}
+}
+
+// again repeats the exchange later, if it still makes sense then.
+func (t *newChild) again(sa *SA, after time.Duration) {
+	old, name := t.old, t.cfg.Name
+	sa.est.delay(sa, after, func(sa *SA) {
+		switch {
+		case sa.state != StateEstablished:
+		case old != nil:
+			sa.rekeyChild(old)
+		default:
+			sa.wantChild(name)
+		}
+	})
+}
+
+// childRequest is a peer's wish for a CHILD SA.
+type childRequest struct {
+	offers    []suite.Offer
+	tsi, tsr  *message.TS
+	withoutKE bool         // IKE_AUTH
+	ke        *message.KE  // CREATE_CHILD_SA
+	only      *ChildConfig // a rekey stays what it was
+}
+
+// offerChild chooses proposal and selectors of a CHILD SA that the peer asks for and adds the
+// answer to out: SA, Nr and KEr (not in IKE_AUTH), TSi, TSr; or the error notify. nil: refused.
+func (sa *SA) offerChild(k *keying, out *outgoing, req childRequest) *ChildConfig {
+	cfg, e, notify := sa.chooseChild(k, req)
+	if e != nil {
+		sa.refuse(e)
+		out.notify(notify, nil)
+		return nil
+	}
+	if k.chosen.KE != suite.KENone && (req.ke == nil || uint16(req.ke.Method) != k.chosen.KE) {
+		out.add(message.NewInvalidKE(message.KEMethod(k.chosen.KE)))
+		return nil
+	}
+	var public []byte
+	if k.chosen.KE != suite.KENone {
+		var err error
+		public, k.shared, err = suite.Respond(k.chosen.KE, sa.host.rand(), req.ke.Data)
+		if err != nil {
+			sa.refuse(refused(CodeBadKE, -1, err, "CREATE_CHILD_SA has bad key exchange data"))
+			out.notify(notifyInvalidSyntax, nil)
+			return nil
+		}
+	}
+	k.id = sa.host.nextChild()
+	var err error
+	if k.spiIn, err = sa.host.newESPSPI(k.id); err == nil && k.nr == nil {
+		k.nr, err = sa.newNonce()
+	}
+	if err != nil {
+		sa.fail(err)
+		return nil
+	}
+	out.offers(k.chosen.Answer(spi4(k.spiIn)))
+	if !req.withoutKE {
+		out.nonce(k.nr)
+		if public != nil {
+			out.ke(k.chosen.KE, public)
+		}
+	}
+	out.ts(k.remoteTS, k.localTS)
+	return cfg
+}
+
+// chooseChild finds the CHILD SA of the connection that the peer means: the first whose
+// selectors and proposals both have something in common with the wish.
+func (sa *SA) chooseChild(k *keying, req childRequest) (*ChildConfig, *RefusedError, message.NotifyType) {
+	tsi, tsr := fromWire(req.tsi), fromWire(req.tsr)
+	opt := suite.SelectOptions{WithoutKE: req.withoutKE}
+	if req.ke != nil {
+		opt.PreferKE = uint16(req.ke.Method)
+	}
+	var noProposal error
+	var ours []Selector
+	for i := range sa.peer.Children {
+		cfg := &sa.peer.Children[i]
+		if req.only != nil && cfg.Name != req.only.Name {
+			continue
+		}
+		ours = append(append(ours, cfg.LocalTS...), cfg.RemoteTS...)
+		local, remote := narrow(tsr, cfg.LocalTS), narrow(tsi, cfg.RemoteTS)
+		if len(local) == 0 || len(remote) == 0 {
+			continue
+		}
+		chosen, err := suite.Select(cfg.Proposals, req.offers, opt)
+		if err != nil {
+			noProposal = errors.Join(noProposal, err)
+			continue
+		}
+		k.chosen, k.localTS, k.remoteTS = chosen, local, remote
+		k.spiOut = binary.BigEndian.Uint32(chosen.SPI)
+		return cfg, nil, 0
+	}
+	if noProposal != nil {
+		return nil, refused(CodeNoProposal, -1, noProposal, "no proposal for the CHILD SA in common"), notifyNoProposal
+	}
+	return nil, refused(CodeTSUnacceptable, -1, nil, "no selectors in common: the peer asks for %s to %s, connection %q allows %s",
+		joinTS(tsi), joinTS(tsr), sa.peer.Name, joinTS(ours)), notifyTSUnacceptable
+}
+
+// onCreateChild answers a CREATE_CHILD_SA request. nil: it was answered already.
+func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
+	form := message.ClassifyCreateChild(in.ps)
+	if err := form.Check(in.ps); err != nil {
+		sa.refuse(refused(CodeSyntax, -1, err, "a CREATE_CHILD_SA request is malformed"))
+		g.respond(in, newOutgoing().notify(notifyInvalidSyntax, nil))
+		sa.close(Reason{Code: ReasonProtocol, Text: err.Error(), Remote: true})
+		return nil
+	}
+	temporary := newOutgoing().notify(notifyTemporaryFailure, nil)
+	// RFC 7296, section 2.25: not while the IKE SA is on its way out or being replaced.
+	if sa.state != StateEstablished || g != sa.cur || g.successor != nil || g.deleting {
+		return temporary
+	}
+	if err := g.prot.prf.CheckNonce(in.nonce); err != nil {
+		return newOutgoing().notify(notifyInvalidSyntax, nil)
+	}
+	if form == message.FormRekeyIKERequest {
+		return sa.onRekeyIKE(g, in)
+	}
+	if g.req != nil {
+		if _, ours := g.req.task.(*rekeyIKE); ours {
+			return temporary // section 2.25.2
+		}
+	}
+	req := childRequest{offers: in.sa, tsi: in.tsi, tsr: in.tsr, ke: in.ke}
+	k := keying{ni: in.nonce, sendNow: true}
+	if form == message.FormRekeyChildRequest {
+		spi, _ := in.notify(message.NotifyRekeySA).SPI32()
+		old := sa.est.byOut(spi)
+		switch {
+		case old == nil:
+			return newOutgoing().add(message.NewSPINotify(notifyChildNotFound, message.ProtocolESP, spi))
+		case old.deleting || old.successor != nil:
+			return temporary // section 2.25.1
+		}
+		req.only = old.cfg
+		k.replaces, k.sendNow = old, false
+	}
+	out := newOutgoing()
+	cfg := sa.offerChild(&k, out, req)
+	if cfg == nil {
+		return out
+	}
+	defer k.shared.Wipe()
+	g.respond(in, out)
+	if sa.state != StateEstablished {
+		return nil
+	}
+	c, err := sa.est.install(sa, g, cfg, k)
+	if err != nil {
+		sa.fail(err)
+		return nil
+	}
+	if old := k.replaces; old != nil {
+		sa.est.replace(old, c)
+		old.dropAt = sa.now.Add(replacedFor)
+		if old.rekeying != nil && g.req != nil && g.req.task == task(old.rekeying) {
+			// Both rekey at once; who wins is known when our answer comes (section 2.8.1).
+			old.rekeying.rival = &rival{child: c, ni: k.ni, nr: k.nr}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package ike
+
+import (
+	"time"
+)
+
+// event is what happens to an IKE SA.
+type event interface{ isEvent() }
+
+type (
+	// evDatagram: a message came in for one of our SPIs.
+	evDatagram struct {
+		path Path
+		head header
+		msg  []byte
+	}
+	// evFresh: the first message of an IKE SA that a stranger initiates, already judged by
+	// Endpoint.acceptFresh.
+	evFresh struct {
+		path       Path
+		raw        []byte
+		req        *parsed
+		offer      chosenOffer
+		candidates []*PeerConfig
+	}
+	// evTimer: the deadline that the SA named has come.
+	evTimer struct{ at time.Time }
+	// evSigned: the answer to actSign.
+	evSigned struct {
+		job  uint64
+		auth authValue
+		err  error
+	}
+	// evVerdict: the answer to actVerify; one error (or nil) for each query.
+	evVerdict struct {
+		job      uint64
+		verdicts []error
+	}
+	// evPeers: the connections were replaced.
+	evPeers struct{ set *peerSet }
+	// evInitiate: make this CHILD SA.
+	evInitiate struct{ child string }
+	// evTerminate: delete the IKE SA, telling the peer.
+	evTerminate struct{ reason Reason }
+	// evKill: forget the IKE SA, telling nobody.
+	evKill        struct{ reason Reason }
+	evDeleteChild struct {
+		id     ChildID
+		reason string
+	}
+	evRekeyChild struct{ id ChildID }
+	evRekeyIKE   struct{}
+	// evInitialContact: a peer with these identities says that it has no other IKE SA with us
+	// than the one that began then.
+	evInitialContact struct {
+		localIDs, remoteIDs []Identity
+		begun               time.Time
+	}
+)
+
+func (evDatagram) isEvent()       {}
+func (evFresh) isEvent()          {}
+func (evTimer) isEvent()          {}
+func (evSigned) isEvent()         {}
+func (evVerdict) isEvent()        {}
+func (evPeers) isEvent()          {}
+func (evInitiate) isEvent()       {}
+func (evTerminate) isEvent()      {}
+func (evKill) isEvent()           {}
+func (evDeleteChild) isEvent()    {}
+func (evRekeyChild) isEvent()     {}
+func (evRekeyIKE) isEvent()       {}
+func (evInitialContact) isEvent() {}
+
+// action is what an IKE SA wants done, in this order.
+type action interface{ isAction() }
+
+type (
+	// actSend: send these datagrams.
+	actSend struct {
+		path Path
+		msgs [][]byte
+	}
+	// actKeepalive: send a NAT keepalive.
+	actKeepalive struct{ path Path }
+	// actSign: compute our AUTH payload; it may take its time. The answer is evSigned.
+	actSign struct {
+		job  uint64
+		sign func() (authValue, error)
+	}
+	// actVerify: judge the peer's AUTH payload and certificates; the answer is evVerdict.
+	actVerify struct {
+		job   uint64
+		check func(verify func(CertQuery) error) []error
+	}
+	// actTell: tell the owner.
+	actTell func(Owner)
+	// actEstablished: all rounds are done; the IKE SA belongs to this connection.
+	actEstablished struct {
+		peer                string
+		initialContact      bool
+		localIDs, remoteIDs []Identity
+		begun               time.Time
+	}
+	// actStranger: report a refusal of somebody who proved nothing, at a bounded rate.
+	actStranger struct {
+		path Path
+		code Code
+		text string
+	}
+	// actClosed: the IKE SA has ended; nothing comes after it.
+	actClosed struct{}
+)
+
+func (actSend) isAction()        {}
+func (actKeepalive) isAction()   {}
+func (actSign) isAction()        {}
+func (actVerify) isAction()      {}
+func (actTell) isAction()        {}
+func (actEstablished) isAction() {}
+func (actStranger) isAction()    {}
+func (actClosed) isAction()      {}

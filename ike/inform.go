@@ -1,0 +1,254 @@
+package ike
+
+import (
+	"fmt"
+	"slices"
+
+	"wardgate/ike/message"
+)
+
+// livenessTask asks the peer whether it lives: an empty INFORMATIONAL (RFC 7296, section 2.4).
+type livenessTask struct{}
+
+func (*livenessTask) build(sa *SA, _ *generation) (uint8, *outgoing, bool) {
+	return exchangeInformational, newOutgoing(), sa.state == StateEstablished
+}
+func (*livenessTask) done(*SA, *generation, *parsed) {}
+
+// deleteTask deletes CHILD SAs (RFC 7296, section 1.4.1): children, or bare inbound SPIs that the
+// peer believes in.
+type deleteTask struct {
+	children []*child
+	reason   Reason
+	spis     []uint32
+}
+
+func (t *deleteTask) build(sa *SA, _ *generation) (uint8, *outgoing, bool) {
+	if sa.state != StateEstablished {
+		return 0, nil, false
+	}
+	spis := slices.Clone(t.spis)
+	for _, c := range t.children {
+		if slices.Contains(sa.est.children, c) { // else the peer was faster
+			spis = append(spis, c.spiIn)
+		}
+	}
+	if len(spis) == 0 {
+		return 0, nil, false
+	}
+	return exchangeInformational, newOutgoing().add(&message.Delete{Protocol: message.ProtocolESP, SPIs: spis}), true
+}
+
+func (t *deleteTask) done(sa *SA, _ *generation, _ *parsed) {
+	for _, c := range t.children {
+		sa.est.remove(sa, c, t.reason)
+	}
+}
+
+// deleteChild tells the peer that a CHILD SA is closed. The owner is told at once, except of one
+// that was rekeyed: packets of the peer may still be on their way in it.
+func (sa *SA) deleteChild(c *child, r Reason) {
+	if c.deleting {
+		return
+	}
+	c.deleting = true
+	c.rekeyAt, c.dropAt = zeroTime, zeroTime
+	if !r.Rekeyed {
+		sa.est.down(sa, c, r)
+	}
+	sa.cur.enqueue(&deleteTask{children: []*child{c}, reason: r})
+}
+
+func (sa *SA) onDeleteChild(id ChildID, why string) {
+	if sa.est == nil || sa.state != StateEstablished {
+		return
+	}
+	if c := sa.est.byID(id); c != nil {
+		sa.deleteChild(c, Reason{Code: ReasonDeleted, Text: why})
+	}
+}
+
+// deleteIKE deletes the generation that it is sent on.
+type deleteIKE struct{}
+
+func (*deleteIKE) build(_ *SA, g *generation) (uint8, *outgoing, bool) {
+	g.deleting = true
+	return exchangeInformational, newOutgoing().add(&message.Delete{Protocol: message.ProtocolIKE}), true
+}
+
+func (*deleteIKE) done(sa *SA, g *generation, _ *parsed) {
+	if g == sa.cur {
+		sa.close(sa.ended)
+		return
+	}
+	sa.dropGeneration(g)
+}
+
+// terminate deletes the IKE SA. Its CHILD SAs end at once.
+func (sa *SA) terminate(r Reason) {
+	switch {
+	case sa.state == StateDeleting || sa.state == StateClosed:
+		return
+	case sa.est == nil:
+		sa.close(r)
+		return
+	}
+	if ng := sa.cur.successor; ng != nil {
+		// The peer made it; a Delete of the old one would only end the rekey.
+		sa.cur.successor = nil
+		sa.switchTo(ng)
+	}
+	sa.state = StateDeleting
+	sa.ended = r
+	for _, c := range sa.est.children {
+		sa.est.down(sa, c, r)
+	}
+	for _, t := range sa.cur.queue {
+		if x, ok := t.(retired); ok {
+			x.retire(sa)
+		}
+	}
+	sa.cur.queue = []task{&deleteIKE{}}
+}
+
+// onInformational answers an INFORMATIONAL request (RFC 7296, sections 1.4 and 2.25).
+func (sa *SA) onInformational(g *generation, in *parsed) {
+	if err := message.FormInformationalRequest.Check(in.ps); err != nil {
+		sa.refuse(refused(CodeSyntax, -1, err, "an INFORMATIONAL request is malformed"))
+		g.respond(in, newOutgoing().notify(notifyInvalidSyntax, nil))
+		sa.close(Reason{Code: ReasonProtocol, Text: err.Error(), Remote: true})
+		return
+	}
+	if in.has(notifyAuthFailed) {
+		// Section 2.21.2: the initiator did not accept our last proof.
+		sa.refuse(refused(CodePeerRefused, -1, nil, "the peer reports AUTHENTICATION_FAILED; its own records say why"))
+		g.respond(in, newOutgoing())
+		sa.close(Reason{Code: ReasonDeletedByPeer, Text: "the peer did not accept our authentication", Remote: true})
+		return
+	}
+	out := newOutgoing()
+	var answer []uint32
+	for _, d := range in.deletes {
+		switch d.Protocol {
+		case message.ProtocolIKE:
+			g.respond(in, out)
+			sa.peerDeleted(g)
+			return
+		case message.ProtocolESP:
+			for _, spi := range d.SPIs {
+				if own, ok := sa.peerDeletedChild(spi); ok {
+					answer = append(answer, own)
+				}
+			}
+		default: // AH is never negotiated: there is nothing to delete
+		}
+	}
+	if len(answer) > 0 {
+		out.add(&message.Delete{Protocol: message.ProtocolESP, SPIs: answer})
+	}
+	g.respond(in, out)
+}
+
+// peerDeletedChild closes the CHILD SA that the peer receives on with spi, and returns our SPI
+// of it for the answer. Where our own Delete crosses, the answer holds none (section 2.25.1).
+func (sa *SA) peerDeletedChild(spi uint32) (uint32, bool) {
+	c := sa.est.byOut(spi)
+	if c == nil {
+		return 0, false
+	}
+	crossing := c.deleting
+	sa.est.remove(sa, c, Reason{Code: ReasonDeletedByPeer, Text: "deleted by the peer", Remote: true})
+	return c.spiIn, !crossing
+}
+
+// peerDeleted: the peer deleted a generation.
+func (sa *SA) peerDeleted(g *generation) {
+	if g == sa.cur {
+		ng := g.successor
+		if ng == nil {
+			sa.close(Reason{Code: ReasonDeletedByPeer, Text: "deleted by the peer", Remote: true})
+			return
+		}
+		// The end of the peer's rekey. A rekey of our own that is under way is forgotten
+		// (section 2.25.2).
+		g.successor = nil
+		sa.switchTo(ng)
+		ng.dropAt = zeroTime
+	}
+	for _, o := range sa.gens {
+		if o.successor == g {
+			o.successor = nil // its redundant half of a collision
+			o.dropAt = zeroTime
+		}
+	}
+	sa.dropGeneration(g)
+}
+
+// onPeers takes the new set of connections.
+func (sa *SA) onPeers(set *peerSet) {
+	if sa.peer == nil {
+		return // a responder looks the connection up when it knows who the peer is
+	}
+	next := set.successor(sa.peer)
+	gone := Reason{Code: ReasonPolicy, Text: fmt.Sprintf("connection %q was taken away or its rights changed", sa.peer.Name)}
+	switch {
+	case next == nil && sa.est == nil:
+		sa.close(gone)
+	case next == nil:
+		sa.terminate(gone)
+	case next != sa.peer && sa.est != nil:
+		sa.follow(next)
+	case next != sa.peer:
+		sa.peer = next
+		sa.handshake.candidates = []*PeerConfig{next}
+	}
+}
+
+// follow goes on under a connection with the same rights. Where revocation lists changed, the
+// peer's certificates are judged again.
+func (sa *SA) follow(next *PeerConfig) {
+	old := sa.peer
+	sa.peer = next
+	for _, c := range sa.est.children {
+		c.cfg = next.child(c.cfg.Name)
+	}
+	var queries []CertQuery
+	for i := range next.RemoteAuth {
+		p := sa.est.proofs[i]
+		if p.cert == nil || old.RemoteAuth[i].sameTrust(&next.RemoteAuth[i]) {
+			continue
+		}
+		q := CertQuery{Peer: next, Round: i, Auth: &next.RemoteAuth[i], ID: p.id, Leaf: p.leaf, Intermediates: p.intermediates, At: sa.now}
+		for _, e := range sa.est.proofs[:i] {
+			q.Earlier = append(q.Earlier, e.cert)
+		}
+		queries = append(queries, q)
+	}
+	if len(queries) == 0 {
+		return
+	}
+	sa.rejudge = sa.job()
+	sa.do(actVerify{job: sa.rejudge, check: func(verify func(CertQuery) error) []error {
+		out := make([]error, len(queries))
+		for i, q := range queries {
+			if err := verify(q); err != nil {
+				out[i] = refused(VerdictCode(err), q.Round, err, "the certificate of %v is not accepted any more", q.ID)
+			}
+		}
+		return out
+	}})
+}
+
+// onReverdict takes the verdict that follow asked for.
+func (sa *SA) onReverdict(ev evVerdict) {
+	if ev.job != sa.rejudge || sa.state != StateEstablished {
+		return
+	}
+	for _, err := range ev.verdicts {
+		if e, ok := err.(*RefusedError); ok && e != nil { //nolint:errorlint // made just above, never wrapped
+			sa.refuse(e)
+			sa.terminate(Reason{Code: ReasonPolicy, Text: e.Error()})
+			return
+		}
+	}
+}

@@ -1,0 +1,638 @@
+package ike
+
+import (
+	"bytes"
+	"crypto/sha1" //nolint:gosec // NAT detection and CERTREQ are SHA-1 by definition (RFC 7296, sections 2.23 and 3.7); neither is a matter of security
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"time"
+
+	"wardgate/ike/message"
+	"wardgate/ike/suite"
+)
+
+// The ports of IKE (RFC 7296, section 2) and of NAT traversal (section 2.23).
+const (
+	portIKE  = 500
+	portNATT = 4500
+)
+
+// maxInitRestarts bounds how often one gateway may send us back to the start with COOKIE or
+// INVALID_KE_PAYLOAD.
+const maxInitRestarts = 8
+
+// handshake is the state from IKE_SA_INIT to the end of the last authentication round.
+type handshake struct {
+	deadline time.Time // responder: all rounds are done by then, or it ends
+
+	// Initiator, IKE_SA_INIT.
+	gateway   int // of PeerConfig.Remote
+	restarts  int
+	cookie    []byte
+	offers    []suite.Offer
+	kex       *suite.KeyExchange
+	giveUp    time.Time // an unauthenticated error answer came; a better one may come until then
+	giveUpErr error
+	failure   error // what InitiateFailed will say
+
+	ni, nr            []byte
+	initReq, initResp []byte   // as sent or received: AUTH covers them
+	peerHashes        []uint16 // SIGNATURE_HASH_ALGORITHMS
+	multipleAuth      bool     // the peer announced RFC 4739
+	initialContact    bool     // responder: the peer sent INITIAL_CONTACT
+
+	authState
+}
+
+func (h *handshake) wipe() {
+	if h.kex != nil {
+		h.kex.Wipe()
+	}
+}
+
+// newInitiator makes the IKE SA that evInitiate starts.
+func newInitiator(h host, peer *PeerConfig) *SA {
+	return &SA{host: h, cfg: h.config(), id: h.said(), initiator: true, peer: peer}
+}
+
+// onInitiate makes a CHILD SA, and the IKE SA first when this is the beginning.
+func (sa *SA) onInitiate(name string) {
+	switch {
+	case sa.state == StateInit && sa.handshake == nil:
+		sa.begun = sa.now
+		sa.wanted = []string{name}
+		sa.handshake = &handshake{authState: newAuthState()}
+		sa.handshake.candidates = []*PeerConfig{sa.peer}
+		sa.startInit()
+	case sa.est == nil:
+		if !slices.Contains(sa.wanted, name) {
+			sa.wanted = append(sa.wanted, name)
+		}
+	case sa.state != StateEstablished:
+		sa.tellInitiateFailed(name, fmt.Errorf("%w: the IKE SA is being deleted", ErrTerminated))
+	default:
+		sa.wantChild(name)
+	}
+}
+
+// startInit sends the first IKE_SA_INIT request to the current gateway.
+func (sa *SA) startInit() {
+	h := sa.handshake
+	remote := sa.peer.Remote[h.gateway]
+	if remote.Port() == 0 {
+		remote = netip.AddrPortFrom(remote.Addr(), portIKE)
+	}
+	local := sa.peer.Local
+	if !local.IsValid() && sa.cfg.SourceAddr != nil {
+		local = sa.cfg.SourceAddr(remote.Addr())
+	}
+	if !local.IsValid() {
+		local = netip.IPv4Unspecified()
+		if remote.Addr().Is6() {
+			local = netip.IPv6Unspecified()
+		}
+	}
+	sa.path = Path{Local: netip.AddrPortFrom(local, portIKE), Remote: remote}
+	if remote.Port() != portIKE {
+		// Another port than 500 is a NAT traversal port: the non-ESP marker is used there.
+		sa.path.Local, sa.path.Encap = netip.AddrPortFrom(local, portNATT), true
+	}
+	h.cookie, h.restarts = nil, 0
+	spi, err := sa.host.newIKESPI()
+	if err != nil {
+		sa.fail(err)
+		return
+	}
+	g := &generation{sa: sa, initiator: true, spiI: spi, created: sa.now}
+	sa.gens, sa.cur = []*generation{g}, g
+	if h.ni, err = sa.newNonce(); err != nil {
+		sa.fail(err)
+		return
+	}
+	if h.offers, err = suite.Offers(sa.peer.Proposals, nil); err != nil {
+		sa.fail(err)
+		return
+	}
+	sa.tryInit(sa.peer.Proposals[0].KE[0])
+}
+
+// tryInit sends IKE_SA_INIT with a key exchange of the given group.
+func (sa *SA) tryInit(group uint16) {
+	h, g := sa.handshake, sa.cur
+	h.giveUp, h.giveUpErr = time.Time{}, nil
+	if h.kex == nil || h.kex.ID() != group {
+		if h.kex != nil {
+			h.kex.Wipe()
+		}
+		var err error
+		if h.kex, err = suite.NewInitiator(group, sa.host.rand()); err != nil {
+			sa.fail(err)
+			return
+		}
+	}
+	out := newOutgoing()
+	if h.cookie != nil {
+		// RFC 7296, section 2.6: the cookie comes first, everything else is as it was.
+		out.notify(message.NotifyCookie, h.cookie)
+	}
+	out.offers(h.offers...).ke(group, h.kex.Public()).nonce(h.ni)
+	sa.addInitNotifies(out, g.spiI, 0, sa.path, sa.peer.ForceEncap)
+	for _, v := range sa.cfg.VendorIDs {
+		out.add(&message.VendorID{Data: v})
+	}
+	raw, err := message.Encode(message.Header{
+		SPIi: spiBytes(g.spiI), Exchange: message.ExchangeIKESAInit, Flags: message.FlagInitiator,
+	}, out.ps)
+	if err != nil {
+		sa.fail(fmt.Errorf("ike: encoding IKE_SA_INIT: %w", err))
+		return
+	}
+	h.initReq = raw
+	g.sendID = 0
+	g.launch(initTask{}, exchangeSAInit, [][]byte{raw})
+}
+
+// initTask stands for the IKE_SA_INIT request; its answers are taken by onInitDatagram, because
+// they are not protected.
+type initTask struct{}
+
+func (initTask) build(*SA, *generation) (uint8, *outgoing, bool) { return 0, nil, false }
+func (initTask) done(*SA, *generation, *parsed)                  {}
+
+// addInitNotifies adds what both sides announce in IKE_SA_INIT.
+func (sa *SA) addInitNotifies(out *outgoing, spiI, spiR uint64, p Path, force bool) {
+	src := natHash(spiI, spiR, p.Local)
+	if force {
+		// An address that is not ours: the peer finds a NAT in front of us and encapsulates ESP.
+		src = natHash(spiI, spiR, netip.AddrPortFrom(netip.IPv4Unspecified(), 0))
+	}
+	out.notify(message.NotifyNATDetectionSourceIP, src)
+	out.notify(message.NotifyNATDetectionDestinationIP, natHash(spiI, spiR, p.Remote))
+	out.notify(message.NotifyFragmentationSupported, nil)
+	var hashes []message.HashAlgorithm
+	for _, id := range suite.SignatureHashes() {
+		hashes = append(hashes, message.HashAlgorithm(id))
+	}
+	out.add(message.NewSignatureHashAlgorithms(hashes...))
+}
+
+func natHash(spiI, spiR uint64, a netip.AddrPort) []byte {
+	h := sha1.Sum(message.AppendNATDetection(nil, spiBytes(spiI), spiBytes(spiR), a)) //nolint:gosec // see the import
+	return h[:]
+}
+
+// detectNAT compares what the peer saw with what we see (RFC 7296, section 2.23).
+func detectNAT(in *parsed, spiI, spiR uint64, p Path, force bool) natState {
+	var n natState
+	var sources [][]byte
+	for _, x := range in.notifies {
+		switch x.Type {
+		case message.NotifyNATDetectionSourceIP:
+			sources = append(sources, x.Data)
+		case message.NotifyNATDetectionDestinationIP:
+			n.local = n.local || !bytes.Equal(x.Data, natHash(spiI, spiR, p.Local))
+		default:
+		}
+	}
+	if len(sources) > 0 {
+		want := natHash(spiI, spiR, p.Remote)
+		n.remote = !slices.ContainsFunc(sources, func(s []byte) bool { return bytes.Equal(s, want) })
+	}
+	// Only a peer that takes part can be floated to the other port.
+	if force && len(sources) > 0 {
+		n.local = true
+	}
+	return n
+}
+
+// takeInitNotifies keeps what the peer announced in IKE_SA_INIT.
+func (sa *SA) takeInitNotifies(in *parsed) {
+	h := sa.handshake
+	sa.fragment = in.has(message.NotifyFragmentationSupported)
+	h.multipleAuth = h.multipleAuth || in.has(message.NotifyMultipleAuthSupported)
+	if n := in.notify(message.NotifySignatureHashAlgorithms); n != nil {
+		if ids, err := n.HashAlgorithms(); err == nil {
+			for _, id := range ids {
+				h.peerHashes = append(h.peerHashes, uint16(id))
+			}
+		}
+	}
+}
+
+func (sa *SA) newNonce() ([]byte, error) {
+	n := make([]byte, suite.NonceLen)
+	if _, err := io.ReadFull(sa.host.rand(), n); err != nil {
+		return nil, fmt.Errorf("ike: random source: %w", err)
+	}
+	return n, nil
+}
+
+// onInitDatagram takes an IKE_SA_INIT message: the answer to ours, or the repetition of the
+// request that made us.
+func (sa *SA) onInitDatagram(ev evDatagram) {
+	g := sa.cur
+	if !ev.head.response {
+		h := sa.handshake
+		// RFC 7296, section 2.1: the same request gets the same answer.
+		if !sa.initiator && h != nil && bytes.Equal(ev.msg, h.initReq) {
+			sa.send(ev.path, [][]byte{h.initResp})
+		}
+		return
+	}
+	if sa.state != StateInit || !sa.initiator || g == nil || g.req == nil ||
+		ev.head.spiI != g.spiI || ev.head.id != 0 || ev.head.fromInitiator {
+		return
+	}
+	m, err := message.Parse(ev.msg)
+	if err != nil || m.CheckOuter() != nil {
+		return // anybody can have sent it: wait for a better one
+	}
+	in, err := sort(m.Payloads)
+	if err != nil || message.FormIKESAInitResponse.Check(m.Payloads) != nil {
+		return
+	}
+	sa.onInitResponse(ev, in)
+}
+
+func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
+	h, g := sa.handshake, sa.cur
+	restart := func() bool {
+		h.restarts++
+		return h.restarts <= maxInitRestarts
+	}
+	if n := in.notify(message.NotifyCookie); n != nil {
+		// RFC 7296, section 2.6: 1 to 64 octets.
+		if len(n.Data) >= 1 && len(n.Data) <= 64 && !bytes.Equal(n.Data, h.cookie) && restart() {
+			h.cookie = bytes.Clone(n.Data)
+			sa.tryInit(h.kex.ID())
+		}
+		return
+	}
+	if n := in.errorNotify(); n != nil {
+		if n.Type == message.NotifyInvalidKEPayload {
+			// Section 2.7: only a group that we offered, so that nobody talks us into a weak one.
+			if m, err := n.KEMethod(); err == nil && uint16(m) != h.kex.ID() && sa.offersGroup(uint16(m)) && restart() {
+				sa.tryInit(uint16(m))
+				return
+			}
+		}
+		// Not authenticated: it may be forged. Wait a little for the true answer (section 2.21.1).
+		if h.giveUp.IsZero() {
+			h.giveUp = sa.now.Add(sa.peer.retransmit().Initial / 2)
+			h.giveUpErr = peerError(n, "IKE_SA_INIT")
+		}
+		return
+	}
+	if in.sa == nil || in.ke == nil || in.nonce == nil || ev.head.spiR == 0 {
+		return
+	}
+	chosen, err := suite.Accept(h.offers, in.sa)
+	if err != nil || chosen.KE != h.kex.ID() || uint16(in.ke.Method) != chosen.KE {
+		sa.later(refused(CodeNoProposal, -1, err, "the answer to IKE_SA_INIT is no choice of what we offered: offered %s, answered %s", joinOffers(h.offers), joinOffers(in.sa)))
+		return
+	}
+	prf, err := suite.NewPRF(chosen.PRF)
+	if err == nil {
+		err = prf.CheckNonce(in.nonce)
+	}
+	if err != nil {
+		sa.later(refused(CodeSyntax, -1, err, "the answer to IKE_SA_INIT has a bad nonce"))
+		return
+	}
+	shared, err := h.kex.Finish(in.ke.Data)
+	if err != nil {
+		sa.later(refused(CodeBadKE, -1, err, "the answer to IKE_SA_INIT has bad key exchange data"))
+		return
+	}
+	defer shared.Wipe()
+	g.spiR, g.chosen = ev.head.spiR, chosen
+	if err := g.protect(suite.SKEYSEED(prf, shared, h.ni, in.nonce), h.ni, in.nonce); err != nil {
+		sa.fail(err)
+		return
+	}
+	h.nr, h.initResp = in.nonce, ev.msg
+	h.kex.Wipe()
+	h.giveUp = time.Time{}
+	g.req = nil
+	sa.takeInitNotifies(in)
+	sa.lastSeen = sa.now
+	if !ev.path.Local.Addr().IsUnspecified() && ev.path.Local.IsValid() {
+		// Now it is known which of our addresses the packets leave from. NAT detection already
+		// told the peer the other one, which at worst means encapsulation.
+		unknown := sa.path.Local.Addr().IsUnspecified()
+		sa.path.Local = ev.path.Local
+		sa.nat = detectNAT(in, g.spiI, g.spiR, sa.path, sa.peer.ForceEncap || unknown)
+	} else {
+		sa.nat = detectNAT(in, g.spiI, g.spiR, sa.path, true)
+	}
+	sa.float()
+	sa.state = StateAuth
+	sa.beginRound()
+}
+
+// later keeps an error of an unauthenticated answer: the true answer may still come.
+func (sa *SA) later(err *RefusedError) {
+	if h := sa.handshake; h.giveUp.IsZero() {
+		h.giveUp, h.giveUpErr = sa.now.Add(sa.peer.retransmit().Initial/2), err
+	}
+}
+
+// float moves to port 4500 when there is a NAT (RFC 7296, section 2.23).
+func (sa *SA) float() {
+	if sa.path.Encap || !sa.nat.local && !sa.nat.remote {
+		return
+	}
+	sa.path = Path{
+		Local:  netip.AddrPortFrom(sa.path.Local.Addr(), portNATT),
+		Remote: netip.AddrPortFrom(sa.path.Remote.Addr(), portNATT),
+		Encap:  true,
+	}
+}
+
+func (sa *SA) offersGroup(group uint16) bool {
+	return slices.ContainsFunc(sa.peer.Proposals, func(p suite.Proposal) bool { return slices.Contains(p.KE, group) })
+}
+
+// initFailed: the gateway refused IKE_SA_INIT.
+func (sa *SA) initFailed(err error) {
+	var r *RefusedError
+	if errors.As(err, &r) {
+		sa.refuse(r)
+	} else {
+		sa.refuse(refused(CodePeerRefused, -1, err, "%v refused IKE_SA_INIT; we offered %s", sa.path.Remote, joinOffers(sa.handshake.offers)))
+	}
+	sa.nextGateway(err)
+}
+
+// nextGateway tries the next address of the peer, or gives up with err.
+func (sa *SA) nextGateway(err error) {
+	h := sa.handshake
+	h.gateway++
+	if h.failure == nil {
+		h.failure = fmt.Errorf("%v: %w", sa.path.Remote, err)
+	} else {
+		h.failure = fmt.Errorf("%w; %v: %w", h.failure, sa.path.Remote, err)
+	}
+	if h.gateway < len(sa.peer.Remote) {
+		old := sa.cur
+		sa.host.freeIKESPI(old.spiI)
+		old.wipe()
+		if h.kex != nil {
+			h.kex.Wipe()
+			h.kex = nil
+		}
+		h.giveUp = time.Time{}
+		sa.startInit()
+		return
+	}
+	sa.close(Reason{Code: ReasonPeerDead, Text: h.failure.Error()})
+}
+
+// chosenOffer is what a responder chose from an IKE_SA_INIT request.
+type chosenOffer struct {
+	chosen suite.Chosen
+	offers []suite.Offer
+}
+
+// acceptFresh judges the IKE_SA_INIT request of a stranger without keeping any state: syntax,
+// cookie, proposal, group. Only then an IKE SA is made.
+func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
+	now := ep.cfg.Clock.Now()
+	m, err := message.Parse(msg)
+	if err != nil || m.CheckOuter() != nil {
+		if payload, ok := criticalPayload(err); ok {
+			// RFC 7296, section 2.5.
+			ep.answerInit(p, h, message.NewNotify(message.NotifyUnsupportedCriticalPayload, payload))
+		}
+		return
+	}
+	in, err := sort(m.Payloads)
+	if err != nil || message.FormIKESAInitRequest.Check(m.Payloads) != nil {
+		// A stranger learns nothing about what was wrong, and costs nothing.
+		ep.answerInit(p, h, message.NewNotify(message.NotifyInvalidSyntax))
+		return
+	}
+	half, ofAddr := ep.halfOpenOf(p.Remote.Addr())
+	if half >= ep.cfg.CookieThreshold || ofAddr >= max(ep.cfg.MaxHalfOpenAddr/2, 1) {
+		c := in.notify(message.NotifyCookie)
+		if c == nil || !ep.cookies.valid(now, c.Data, in.nonce, p.Remote, h.spiI) {
+			ep.answerInit(p, h, message.NewNotify(message.NotifyCookie, ep.cookies.make(now, in.nonce, p.Remote, h.spiI)...))
+			return
+		}
+	}
+	candidates := ep.peers.Load().forAddress(p)
+	if len(candidates) == 0 {
+		ep.answerInit(p, h, message.NewNotify(message.NotifyNoProposalChosen))
+		ep.refuseStranger(p, CodeNoConnection, fmt.Sprintf("no connection is configured for %v", p))
+		return
+	}
+	offer, candidates, err := chooseOffer(candidates, in)
+	if err != nil {
+		ep.answerInit(p, h, message.NewNotify(message.NotifyNoProposalChosen))
+		ep.refuseStranger(p, CodeNoProposal, err.Error())
+		return
+	}
+	if offer.chosen.KE != uint16(in.ke.Method) {
+		// RFC 7296, sections 1.2 and 2.7.
+		ep.answerInit(p, h, message.NewInvalidKE(message.KEMethod(offer.chosen.KE)))
+		return
+	}
+	b, known, err := ep.admitHalfOpen(p, h.spiI, newResponder)
+	switch {
+	case err != nil:
+		if !errors.Is(err, ErrClosed) {
+			ep.refuseStranger(p, CodeFlooding, err.Error())
+		}
+	case known:
+		b.post(evDatagram{path: p, head: h, msg: msg})
+	default:
+		b.post(evFresh{path: p, raw: msg, req: in, offer: offer, candidates: candidates})
+	}
+}
+
+// chooseOffer chooses the IKE proposal. Who the peer is, is not known yet, so each connection is
+// tried in turn; those that allow the choice remain candidates.
+func chooseOffer(candidates []*PeerConfig, in *parsed) (chosenOffer, []*PeerConfig, error) {
+	opt := suite.SelectOptions{PreferKE: uint16(in.ke.Method)}
+	var first error
+	for _, c := range candidates {
+		chosen, err := suite.Select(c.Proposals, in.sa, opt)
+		if err != nil {
+			if first == nil {
+				first = err
+			}
+			continue
+		}
+		return chosenOffer{chosen, in.sa}, candidates, nil
+	}
+	return chosenOffer{}, nil, first
+}
+
+// answerInit answers an IKE_SA_INIT request without an IKE SA: the responder's SPI stays zero.
+func (ep *Endpoint) answerInit(p Path, h header, n *message.Notify) {
+	raw, err := message.Encode(message.Header{
+		SPIi: spiBytes(h.spiI), Exchange: message.ExchangeIKESAInit, Flags: message.FlagResponse, MessageID: h.id,
+	}, message.Payloads{n})
+	if err == nil {
+		ep.cfg.Send(p, raw)
+	}
+}
+
+// answerUnknownSPI tells the sender of a request that we have no such IKE SA, so that it finds
+// out that we restarted. It is a hint only: outside of any IKE SA, and at a bounded rate
+// (RFC 7296, sections 1.5 and 2.21.4).
+func (ep *Endpoint) answerUnknownSPI(p Path, h header) {
+	ep.mu.Lock()
+	ok := ep.invalidSPIAt.allow(ep.cfg.Clock.Now())
+	ep.mu.Unlock()
+	if !ok {
+		return
+	}
+	flags := message.FlagResponse
+	if !h.fromInitiator {
+		flags |= message.FlagInitiator
+	}
+	raw, err := message.Encode(message.Header{
+		SPIi: spiBytes(h.spiI), SPIr: spiBytes(h.spiR), Exchange: message.ExchangeType(h.exchange), Flags: flags, MessageID: h.id,
+	}, message.Payloads{message.NewNotify(message.NotifyInvalidIKESPI)})
+	if err == nil {
+		ep.cfg.Send(p, raw)
+	}
+}
+
+// answerVersion tells the sender of a higher major version which one we speak; IKEv1 is dropped
+// (RFC 7296, section 2.5).
+func (ep *Endpoint) answerVersion(p Path, h header) {
+	if h.major < 2 || h.response {
+		return
+	}
+	ep.mu.Lock()
+	ok := ep.invalidSPIAt.allow(ep.cfg.Clock.Now())
+	ep.mu.Unlock()
+	if !ok {
+		return
+	}
+	raw, err := message.Encode(message.Header{
+		SPIi: spiBytes(h.spiI), SPIr: spiBytes(h.spiR), Exchange: message.ExchangeType(h.exchange), Flags: message.FlagResponse, MessageID: h.id,
+	}, message.Payloads{message.NewNotify(message.NotifyInvalidMajorVersion)})
+	if err == nil {
+		ep.cfg.Send(p, raw)
+	}
+}
+
+// newResponder makes the IKE SA that evFresh starts.
+func newResponder(b *box) *SA {
+	return &SA{host: b, cfg: b.config(), id: b.said(), state: StateInit}
+}
+
+// onFresh answers the first message of an IKE SA that acceptFresh let in.
+func (sa *SA) onFresh(ev evFresh) {
+	sa.begun, sa.path = sa.now, ev.path
+	h := &handshake{deadline: sa.now.Add(sa.cfg.HalfOpenTimeout), authState: newAuthState()}
+	h.candidates = ev.candidates
+	sa.handshake = h
+	stranger := func(code Code, err error) {
+		sa.do(actStranger{sa.path, code, err.Error()})
+		sa.close(Reason{Code: ReasonProtocol, Text: err.Error()})
+	}
+	spi, err := sa.host.newIKESPI()
+	if err != nil {
+		sa.fail(err)
+		return
+	}
+	g := &generation{sa: sa, spiI: spiOf(ev.raw), spiR: spi, chosen: ev.offer.chosen, created: sa.now, recvID: 1}
+	sa.gens, sa.cur = []*generation{g}, g
+	prf, err := suite.NewPRF(g.chosen.PRF)
+	if err != nil {
+		sa.fail(err)
+		return
+	}
+	if err := prf.CheckNonce(ev.req.nonce); err != nil {
+		stranger(CodeSyntax, err)
+		return
+	}
+	public, shared, err := suite.Respond(g.chosen.KE, sa.host.rand(), ev.req.ke.Data)
+	if err != nil {
+		stranger(CodeBadKE, err)
+		return
+	}
+	defer shared.Wipe()
+	nr, err := sa.newNonce()
+	if err != nil {
+		sa.fail(err)
+		return
+	}
+	if err := g.protect(suite.SKEYSEED(prf, shared, ev.req.nonce, nr), ev.req.nonce, nr); err != nil {
+		sa.fail(err)
+		return
+	}
+	h.ni, h.nr, h.initReq = ev.req.nonce, nr, ev.raw
+	force := ev.candidates[0].ForceEncap
+	sa.takeInitNotifies(ev.req)
+	sa.nat = detectNAT(ev.req, g.spiI, 0, sa.path, force)
+
+	out := newOutgoing().offers(g.chosen.Answer(nil)).ke(g.chosen.KE, public).nonce(nr)
+	if ev.req.has(message.NotifyNATDetectionSourceIP) {
+		sa.addInitNotifies(out, g.spiI, g.spiR, sa.path, force)
+	} else {
+		sa.addInitNotifies(out, g.spiI, g.spiR, sa.path, false)
+	}
+	out.notify(message.NotifyMultipleAuthSupported, nil)
+	if req := certReq(ev.candidates); req != nil {
+		out.add(req)
+	}
+	for _, v := range sa.cfg.VendorIDs {
+		out.add(&message.VendorID{Data: v})
+	}
+	h.initResp, err = message.Encode(message.Header{
+		SPIi: spiBytes(g.spiI), SPIr: spiBytes(g.spiR), Exchange: message.ExchangeIKESAInit, Flags: message.FlagResponse,
+	}, out.ps)
+	if err != nil {
+		sa.fail(fmt.Errorf("ike: encoding IKE_SA_INIT: %w", err))
+		return
+	}
+	sa.state = StateAuth
+	sa.send(sa.path, [][]byte{h.initResp})
+}
+
+func spiOf(raw []byte) uint64 { return peekHeader(raw).spiI }
+
+// maxCertReqs bounds the authorities that we name in CERTREQ: it is a hint, and IKE_SA_INIT
+// cannot be fragmented.
+const maxCertReqs = 16
+
+// certReq asks for certificates of the authorities that the candidates trust, of all rounds:
+// there is none in the second round (as strongSwan does it).
+func certReq(candidates []*PeerConfig) *message.CertReq {
+	var hashes []byte
+	seen := map[[20]byte]bool{}
+	for _, c := range candidates {
+		for i := range c.RemoteAuth {
+			for _, a := range c.RemoteAuth[i].Anchors {
+				h, ok := keyHash(a)
+				if ok && !seen[h] && len(seen) < maxCertReqs {
+					seen[h] = true
+					hashes = append(hashes, h[:]...)
+				}
+			}
+		}
+	}
+	if len(hashes) == 0 {
+		return nil
+	}
+	return &message.CertReq{Encoding: message.CertX509Signature, Data: hashes}
+}
+
+// keyHash is SHA-1 over the SubjectPublicKeyInfo (RFC 7296, section 3.7).
+func keyHash(c *x509.Certificate) ([20]byte, bool) {
+	var raw asn1.RawValue
+	if _, err := asn1.Unmarshal(c.RawSubjectPublicKeyInfo, &raw); err != nil {
+		return [20]byte{}, false
+	}
+	return sha1.Sum(c.RawSubjectPublicKeyInfo), true //nolint:gosec // see the import
+}

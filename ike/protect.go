@@ -1,0 +1,157 @@
+package ike
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"wardgate/ike/message"
+	"wardgate/ike/suite"
+)
+
+// protection is the keys of one generation.
+type protection struct {
+	prf     suite.PRF
+	keys    *suite.IKEKeys
+	out, in *suite.Protector
+}
+
+// protect derives the keys of g from SKEYSEED, which it wipes.
+func (g *generation) protect(seed suite.Secret, ni, nr []byte) error {
+	defer seed.Wipe()
+	prf, err := suite.NewPRF(g.chosen.PRF)
+	if err != nil {
+		return err
+	}
+	keys, err := suite.DeriveIKEKeys(g.chosen, seed, ni, nr, spiBytes(g.spiI), spiBytes(g.spiR))
+	if err != nil {
+		return err
+	}
+	out, in, err := keys.Protectors(g.chosen, g.initiator, g.sa.host.rand())
+	if err != nil {
+		keys.Wipe()
+		return err
+	}
+	g.prot = &protection{prf: prf, keys: keys, out: out, in: in}
+	if log := g.sa.cfg.keyLog; log != nil {
+		for _, k := range []struct {
+			name string
+			s    suite.Secret
+		}{
+			{"d", keys.SKd}, {"ai", keys.SKai}, {"ar", keys.SKar}, {"ei", keys.SKei},
+			{"er", keys.SKer}, {"pi", keys.SKpi}, {"pr", keys.SKpr},
+		} {
+			log(fmt.Sprintf("sk_%s-%016x", k.name, g.spiI), append([]byte(nil), k.s.Bytes()...))
+		}
+	}
+	return nil
+}
+
+func (p *protection) wipe() {
+	p.keys.Wipe()
+	p.out.Wipe()
+	p.in.Wipe()
+}
+
+// encode makes the datagrams of one protected message, in fragments where the peer can take them
+// and the message is too long.
+func (g *generation) encode(exchange uint8, id uint32, response bool, out *outgoing) ([][]byte, error) {
+	h := message.Header{SPIi: spiBytes(g.spiI), SPIr: spiBytes(g.spiR), Exchange: message.ExchangeType(exchange), MessageID: id}
+	if g.initiator {
+		h.Flags |= message.FlagInitiator
+	}
+	if response {
+		h.Flags |= message.FlagResponse
+	}
+	limit := 0
+	if g.sa.fragment {
+		limit = g.sa.cfg.FragmentSize
+	}
+	return message.Seal(h, out.ps, g.prot.out, limit)
+}
+
+// reassembly is the fragments of the one message that is expected in a direction.
+type reassembly struct {
+	message.Reassembler
+	expires time.Time
+}
+
+// reassemblyTime is how long fragments wait for the missing ones. The sender repeats all of them
+// sooner than that.
+const reassemblyTime = 30 * time.Second
+
+func (r *reassembly) reset() {
+	r.Reset()
+	r.expires = time.Time{}
+}
+
+func (r *reassembly) expire(now time.Time) {
+	if due(now, r.expires) {
+		r.reset()
+	}
+}
+
+// open authenticates a message with the expected ID. nil, nil: it is to be dropped silently, or
+// fragments are missing. An error is about an authentic message.
+func (g *generation) open(re *reassembly, ev evDatagram) (*parsed, error) {
+	m, err := message.Parse(ev.msg)
+	if err != nil || m.CheckOuter() != nil {
+		return nil, nil //nolint:nilerr // RFC 7296, section 2.21.4: nothing authentic, no answer
+	}
+	var inner message.Inner
+	if m.Encrypted.IsFragment() {
+		// RFC 7383, section 2.3: only when both ends announced it.
+		if !g.sa.fragment || re.Wants(m) != nil {
+			return nil, nil
+		}
+		f, err := m.OpenFragment(g.prot.in)
+		if err != nil {
+			return nil, nil //nolint:nilerr // not authentic
+		}
+		var done bool
+		inner, done, err = re.Add(f)
+		switch {
+		case errors.Is(err, message.ErrReassemblyLimit):
+			re.reset()
+			return nil, err
+		case err != nil:
+			return nil, nil
+		case !done:
+			if re.expires.IsZero() {
+				re.expires = g.sa.now.Add(reassemblyTime)
+			}
+			return nil, nil
+		}
+	} else if inner, err = m.Decrypt(g.prot.in); err != nil {
+		return nil, nil //nolint:nilerr // not authentic
+	}
+	re.reset()
+	if err := inner.Parse(); err != nil {
+		return nil, err
+	}
+	in, err := sort(inner.Payloads)
+	if err != nil {
+		return nil, err
+	}
+	from := ev.path
+	in.from = &from
+	return in, nil
+}
+
+// authentic tells whether a repeated request comes from the holder of the keys; of a fragmented
+// one only the first fragment counts.
+func (g *generation) authentic(msg []byte) bool {
+	m, err := message.Parse(msg)
+	if err != nil || m.CheckOuter() != nil {
+		return false
+	}
+	if m.Encrypted.IsFragment() {
+		if m.Encrypted.Number != 1 {
+			return false
+		}
+		_, err = m.OpenFragment(g.prot.in)
+		return err == nil
+	}
+	_, err = m.Decrypt(g.prot.in)
+	return err == nil
+}

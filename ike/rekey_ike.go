@@ -1,0 +1,266 @@
+package ike
+
+import (
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"wardgate/ike/message"
+	"wardgate/ike/suite"
+)
+
+// rekeyIKE is our CREATE_CHILD_SA exchange that gives the IKE SA new keys (RFC 7296, section
+// 2.18).
+type rekeyIKE struct {
+	spi    uint64
+	ni     []byte
+	kex    *suite.KeyExchange
+	group  uint16
+	tries  int
+	offers []suite.Offer
+	rival  *rival
+}
+
+// rekeyIKE gives the IKE SA new keys unless that is under way.
+func (sa *SA) rekeyIKE() {
+	g := sa.cur
+	is := func(t task) bool { _, ok := t.(*rekeyIKE); return ok }
+	if g.successor != nil || g.deleting || g.req != nil && is(g.req.task) || slices.ContainsFunc(g.queue, is) {
+		return
+	}
+	g.enqueue(&rekeyIKE{})
+}
+
+func (t *rekeyIKE) build(sa *SA, g *generation) (uint8, *outgoing, bool) {
+	if sa.state != StateEstablished || g != sa.cur || g.deleting {
+		t.retire(sa)
+		return 0, nil, false
+	}
+	if err := t.prepare(sa, g); err != nil {
+		t.retire(sa)
+		sa.fail(err)
+		return 0, nil, false
+	}
+	return exchangeCreateChild, newOutgoing().offers(t.offers...).nonce(t.ni).ke(t.kex.ID(), t.kex.Public()), true
+}
+
+func (t *rekeyIKE) prepare(sa *SA, g *generation) error {
+	var err error
+	if t.spi == 0 {
+		if t.spi, err = sa.host.newIKESPI(); err != nil {
+			return err
+		}
+	}
+	spi := spiBytes(t.spi)
+	if t.offers, err = suite.Offers(sa.peer.Proposals, spi[:]); err != nil {
+		return err
+	}
+	if t.ni, err = sa.newNonce(); err != nil {
+		return err
+	}
+	group := t.group
+	if group == 0 {
+		group = g.chosen.KE // known to suit both
+	}
+	if t.kex != nil {
+		t.kex.Wipe()
+	}
+	t.kex, err = suite.NewInitiator(group, sa.host.rand())
+	return err
+}
+
+func (t *rekeyIKE) retire(sa *SA) {
+	if t.kex != nil {
+		t.kex.Wipe()
+		t.kex = nil
+	}
+	if t.spi != 0 {
+		sa.host.freeIKESPI(t.spi)
+		t.spi = 0
+	}
+}
+
+func (t *rekeyIKE) done(sa *SA, g *generation, in *parsed) {
+	if sa.state != StateEstablished {
+		t.retire(sa)
+		return
+	}
+	if n := in.errorNotify(); n != nil && in.sa == nil {
+		t.refused(sa, g, n)
+		return
+	}
+	ng, err := t.accept(sa, g, in)
+	if err != nil {
+		t.retire(sa)
+		sa.refuse(err)
+		sa.terminate(Reason{Code: ReasonProtocol, Text: err.Error(), Remote: true})
+		return
+	}
+	t.spi = 0 // belongs to the generation now
+	t.retire(sa)
+	sa.gens = append(sa.gens, ng)
+	if r := t.rival; r != nil && slices.Contains(sa.gens, r.gen) && r.ourLoss(t.ni, in.nonce) {
+		// RFC 7296, section 2.8.2: ours is redundant and ours to close. The peer's inherits
+		// everything, and the peer closes the old one.
+		ng.deleting = true
+		ng.enqueue(&deleteIKE{})
+		return
+	}
+	if g.successor != nil {
+		// The peer will close its redundant one.
+		g.successor.dropAt = sa.now.Add(replacedFor)
+		g.successor = nil
+	}
+	sa.switchTo(ng)
+	g.dropAt = time.Time{}
+	g.deleting = true
+	g.enqueue(&deleteIKE{})
+}
+
+func (t *rekeyIKE) accept(sa *SA, g *generation, in *parsed) (*generation, *RefusedError) {
+	if err := message.FormRekeyIKEResponse.Check(in.ps); err != nil {
+		return nil, refused(CodeSyntax, -1, err, "the answer to the rekey of the IKE SA is malformed")
+	}
+	chosen, err := suite.Accept(t.offers, in.sa)
+	if err != nil {
+		return nil, refused(CodeNoProposal, -1, err, "the peer's choice for the IKE SA was not offered: offered %s, answered %s", joinOffers(t.offers), joinOffers(in.sa))
+	}
+	if len(chosen.SPI) != 8 || uint16(in.ke.Method) != chosen.KE || chosen.KE != t.kex.ID() {
+		return nil, refused(CodeBadKE, -1, nil, "the answer to the rekey of the IKE SA has an SPI of %d octets and key exchange data of group %d for group %d", len(chosen.SPI), in.ke.Method, chosen.KE)
+	}
+	if err := g.prot.prf.CheckNonce(in.nonce); err != nil {
+		return nil, refused(CodeSyntax, -1, err, "the answer to the rekey of the IKE SA has a bad nonce")
+	}
+	shared, err := t.kex.Finish(in.ke.Data)
+	if err != nil {
+		return nil, refused(CodeBadKE, -1, err, "the answer to the rekey of the IKE SA has bad key exchange data")
+	}
+	defer shared.Wipe()
+	ng := &generation{sa: sa, initiator: true, spiI: t.spi, spiR: binary.BigEndian.Uint64(chosen.SPI), chosen: chosen, created: sa.now}
+	seed := suite.RekeySKEYSEED(g.prot.prf, g.prot.keys.SKd, shared, t.ni, in.nonce)
+	if err := ng.protect(seed, t.ni, in.nonce); err != nil {
+		return nil, refused(CodeBadKE, -1, err, "keys of the new IKE SA")
+	}
+	return ng, nil
+}
+
+func (t *rekeyIKE) refused(sa *SA, g *generation, n *message.Notify) {
+	if n.Type == notifyInvalidKE {
+		m, err := n.KEMethod()
+		if err == nil && t.tries < 3 && uint16(m) != t.kex.ID() && sa.offersGroup(uint16(m)) {
+			t.tries++
+			t.group = uint16(m)
+			g.queue = append([]task{t}, g.queue...)
+			return
+		}
+	}
+	t.retire(sa)
+	after := retryLater
+	if n.Type == notifyTemporaryFailure {
+		after = retryAfter // RFC 7296, section 2.25: never at once
+	} else {
+		sa.refuse(refused(CodePeerRefused, -1, peerError(n, "the rekey of the IKE SA"), "the peer refuses new keys for the IKE SA; we offered %s", joinOffers(t.offers)))
+	}
+	sa.est.delay(sa, after, func(sa *SA) {
+		if sa.state == StateEstablished && sa.cur == g {
+			sa.rekeyIKE()
+		}
+	})
+}
+
+// switchTo makes ng the generation for new requests of ours. CHILD SAs belong to the SA and come
+// along by themselves.
+func (sa *SA) switchTo(ng *generation) {
+	old := sa.cur
+	sa.cur = ng
+	for _, t := range old.queue {
+		if _, ike := t.(*rekeyIKE); ike {
+			continue
+		}
+		ng.enqueue(t)
+	}
+	old.queue = nil
+	sa.est.rekeyed++
+	sa.est.rekeyAt = sa.now.Add(sa.jitter(sa.peer.rekeyIKE()))
+}
+
+// onRekeyIKE answers the peer's rekey of the IKE SA.
+func (sa *SA) onRekeyIKE(g *generation, in *parsed) *outgoing {
+	var ours *rekeyIKE
+	if g.req != nil {
+		switch t := g.req.task.(type) {
+		case *rekeyIKE:
+			ours = t
+		case *newChild, *deleteTask:
+			// RFC 7296, section 2.25.2.
+			return newOutgoing().notify(notifyTemporaryFailure, nil)
+		}
+	}
+	chosen, err := suite.Select(sa.peer.Proposals, in.sa, suite.SelectOptions{PreferKE: uint16(in.ke.Method)})
+	if err != nil || len(chosen.SPI) != 8 {
+		sa.refuse(refused(CodeNoProposal, -1, err, "no proposal for new keys of the IKE SA in common"))
+		return newOutgoing().notify(notifyNoProposal, nil)
+	}
+	if chosen.KE != uint16(in.ke.Method) {
+		return newOutgoing().add(message.NewInvalidKE(message.KEMethod(chosen.KE)))
+	}
+	public, shared, err := suite.Respond(chosen.KE, sa.host.rand(), in.ke.Data)
+	if err != nil {
+		sa.refuse(refused(CodeBadKE, -1, err, "the rekey of the IKE SA has bad key exchange data"))
+		return newOutgoing().notify(notifyInvalidSyntax, nil)
+	}
+	defer shared.Wipe()
+	nr, err := sa.newNonce()
+	if err != nil {
+		sa.fail(err)
+		return nil
+	}
+	spi, err := sa.host.newIKESPI()
+	if err != nil {
+		sa.fail(err)
+		return nil
+	}
+	ng := &generation{sa: sa, spiI: binary.BigEndian.Uint64(chosen.SPI), spiR: spi, chosen: chosen, created: sa.now}
+	if err := ng.protect(suite.RekeySKEYSEED(g.prot.prf, g.prot.keys.SKd, shared, in.nonce, nr), in.nonce, nr); err != nil {
+		sa.fail(err)
+		return nil
+	}
+	mine := spiBytes(spi)
+	out := newOutgoing().offers(chosen.Answer(mine[:])).nonce(nr).ke(chosen.KE, public)
+	sa.gens = append(sa.gens, ng)
+	g.successor = ng
+	g.dropAt = sa.now.Add(replacedFor)
+	if ours != nil {
+		ours.rival = &rival{gen: ng, ni: in.nonce, nr: nr}
+	}
+	return out
+}
+
+// confirm: the peer used the generation that it made to replace another one, so it has it.
+func (sa *SA) confirm(ng *generation) {
+	for _, g := range sa.gens {
+		if g.successor != ng {
+			continue
+		}
+		if g.req != nil {
+			if _, ours := g.req.task.(*rekeyIKE); ours {
+				return // a collision; our answer decides
+			}
+		}
+		g.successor = nil
+		if g == sa.cur {
+			sa.switchTo(ng)
+		}
+	}
+}
+
+// dropOld forgets a generation that the peer replaced and never deleted.
+func (sa *SA) dropOld(g *generation) {
+	if ng := g.successor; ng != nil && g == sa.cur {
+		g.successor = nil
+		sa.switchTo(ng)
+	}
+	if g != sa.cur {
+		sa.dropGeneration(g)
+	}
+}

@@ -1,0 +1,303 @@
+package ike
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+)
+
+// SA is one IKE SA through all its rekeys: a state machine without I/O. Its owner steps it with
+// events and carries out the actions it returns; nothing else may touch it.
+type SA struct {
+	host      host
+	cfg       *Config
+	id        SAID
+	initiator bool // of the first generation
+	state     State
+	peer      *PeerConfig // nil for a responder that does not know yet
+	path      Path
+	nat       natState
+	fragment  bool // the peer supports fragmentation, as we do
+	begun     time.Time
+	lastSeen  time.Time // last authentic message that was no repetition
+	lastSent  time.Time // last datagram or keepalive
+
+	// handshake is what IKE_SA_INIT and IKE_AUTH need; nil once established.
+	handshake *handshake
+	// est is nil before every round was proved by both ends; CHILD SAs live in it.
+	est *established
+
+	// cur is the generation that new requests of ours use; gens are all that still have SPIs:
+	// those of a rekey collision and those being deleted too.
+	cur  *generation
+	gens []*generation
+
+	wanted []string // CHILD SAs asked for before the IKE SA stood
+
+	// Of the running step.
+	now     time.Time
+	actions []action
+
+	ended   Reason // why our Delete was sent
+	rejudge uint64 // job of follow
+	lastJob uint64
+}
+
+// natState is what NAT detection found (RFC 7296, section 2.23).
+type natState struct {
+	local, remote bool // we are, the peer is behind a NAT
+}
+
+// Step feeds one event. now never runs backwards for long: a clock that was set back only
+// delays timers.
+func (sa *SA) Step(now time.Time, ev event) []action {
+	sa.now = now
+	sa.actions = nil
+	if sa.state == StateClosed {
+		return nil
+	}
+	switch ev := ev.(type) {
+	case evDatagram:
+		sa.onDatagram(ev)
+	case evFresh:
+		sa.onFresh(ev)
+	case evTimer:
+		sa.onTimer()
+	case evSigned:
+		sa.onSigned(ev)
+	case evVerdict:
+		sa.onVerdict(ev)
+	case evPeers:
+		sa.onPeers(ev.set)
+	case evInitiate:
+		sa.onInitiate(ev.child)
+	case evTerminate:
+		sa.terminate(ev.reason)
+	case evKill:
+		sa.close(ev.reason)
+	case evDeleteChild:
+		sa.onDeleteChild(ev.id, ev.reason)
+	case evRekeyChild:
+		sa.onRekeyChild(ev.id)
+	case evRekeyIKE:
+		if sa.state == StateEstablished {
+			sa.rekeyIKE()
+		}
+	case evInitialContact:
+		sa.onInitialContact(ev)
+	}
+	if sa.state != StateClosed {
+		sa.pump()
+	}
+	out := sa.actions
+	sa.actions = nil
+	return out
+}
+
+func (sa *SA) do(a action) { sa.actions = append(sa.actions, a) }
+
+func (sa *SA) tell(f func(Owner)) { sa.do(actTell(f)) }
+
+func (sa *SA) send(p Path, msgs [][]byte) {
+	sa.lastSent = sa.now
+	sa.do(actSend{p, msgs})
+}
+
+// ending tells that no new CHILD SA is to be asked of this IKE SA.
+func (sa *SA) ending() bool { return sa.state >= StateDeleting }
+
+// onDatagram finds the generation of a message and feeds it.
+func (sa *SA) onDatagram(ev evDatagram) {
+	h := ev.head
+	if h.exchange == exchangeSAInit {
+		sa.onInitDatagram(ev)
+		return
+	}
+	for _, g := range sa.gens {
+		// The I flag is the role in the generation; both SPIs must be the ones of it.
+		if g.spiI == h.spiI && g.spiR == h.spiR && g.initiator != h.fromInitiator {
+			if h.response {
+				g.onResponse(ev)
+			} else {
+				g.onRequest(ev)
+			}
+			return
+		}
+	}
+}
+
+// deadline is when the SA wants an evTimer; zero: never.
+func (sa *SA) deadline() time.Time {
+	var d time.Time
+	add := func(t time.Time) {
+		if !t.IsZero() && (d.IsZero() || t.Before(d)) {
+			d = t
+		}
+	}
+	if sa.state == StateClosed {
+		return d
+	}
+	if sa.handshake != nil {
+		add(sa.handshake.deadline)
+		add(sa.handshake.giveUp)
+	}
+	for _, g := range sa.gens {
+		add(g.deadline())
+	}
+	if sa.est != nil {
+		add(sa.est.deadline(sa))
+	}
+	return d
+}
+
+func (sa *SA) onTimer() {
+	if h := sa.handshake; h != nil {
+		if due(sa.now, h.deadline) {
+			sa.halfOpenExpired()
+			return
+		}
+		if due(sa.now, h.giveUp) {
+			sa.initFailed(h.giveUpErr)
+			return
+		}
+	}
+	for _, g := range slices.Clone(sa.gens) {
+		g.onTimer()
+		if sa.state == StateClosed {
+			return
+		}
+	}
+	if sa.est != nil {
+		sa.est.onTimer(sa)
+	}
+}
+
+var zeroTime time.Time
+
+func due(now, at time.Time) bool { return !at.IsZero() && !now.Before(at) }
+
+// pump starts the next exchange wherever none is under way.
+func (sa *SA) pump() {
+	for _, g := range slices.Clone(sa.gens) {
+		g.pump()
+	}
+}
+
+// close ends the IKE SA here and now, without a word to the peer, and wipes its keys.
+func (sa *SA) close(r Reason) {
+	if sa.state == StateClosed {
+		return
+	}
+	was := sa.state
+	sa.state = StateClosed
+	if sa.est != nil {
+		for _, c := range slices.Clone(sa.est.children) {
+			sa.est.remove(sa, c, r)
+		}
+		info := sa.info()
+		sa.tell(func(o Owner) { o.IKEDown(info, r) })
+	} else if sa.initiator && (was == StateInit || was == StateAuth) {
+		err := sa.handshake.failure
+		if err == nil {
+			err = fmt.Errorf("%w: %s", ErrTerminated, r.Text)
+		}
+		sa.tellInitiateFailed("", err)
+	}
+	if sa.handshake != nil {
+		sa.handshake.wipe()
+		sa.handshake = nil
+	}
+	for _, g := range sa.gens {
+		g.wipe()
+	}
+	sa.gens, sa.cur = nil, nil
+	sa.do(actClosed{})
+}
+
+func (sa *SA) tellInitiateFailed(child string, err error) {
+	peer := sa.peer.Name
+	sa.tell(func(o Owner) { o.InitiateFailed(peer, child, err) })
+}
+
+// refuse reports a refusal to the owner. What the peer is told is another matter.
+func (sa *SA) refuse(e *RefusedError) {
+	r := Refusal{At: sa.now, Remote: sa.path.Remote, Round: e.Round, Code: e.Code, Text: e.Text, Err: e.Err}
+	if sa.peer != nil {
+		r.Peer = sa.peer.Name
+	}
+	if h := sa.handshake; h != nil {
+		r.IDs = slices.Clone(h.claimed)
+		if sa.peer == nil && len(h.candidates) == 1 {
+			r.Peer = h.candidates[0].Name
+		}
+		if e.Round >= 0 {
+			r.Role = h.role(e.Round)
+		}
+	} else if sa.est != nil {
+		r.IDs = slices.Clone(sa.est.remoteIDs)
+	}
+	sa.tell(func(o Owner) { o.Refused(r) })
+}
+
+func (sa *SA) info() SAInfo {
+	i := SAInfo{
+		ID: sa.id, Initiator: sa.initiator, Path: sa.espPath(),
+		NATLocal: sa.nat.local, NATRemote: sa.nat.remote,
+	}
+	if sa.peer != nil {
+		i.Peer = sa.peer.Name
+	}
+	if sa.cur != nil {
+		i.SPIi, i.SPIr, i.Suite = sa.cur.spiI, sa.cur.spiR, sa.cur.chosen.String()
+	}
+	if sa.est != nil {
+		i.LocalIDs, i.RemoteIDs = sa.est.localIDs, sa.est.remoteIDs
+		i.RemoteCerts, i.Created = sa.est.remoteCerts, sa.est.created
+	}
+	return i
+}
+
+func (sa *SA) status(now time.Time) SAStatus {
+	s := SAStatus{SAInfo: sa.info(), State: sa.state, LastSeen: sa.lastSeen, Age: now.Sub(sa.begun)}
+	if sa.est != nil {
+		s.Age = now.Sub(sa.est.created)
+		s.Rekeyed = sa.est.rekeyed
+		for _, c := range sa.est.children {
+			s.Children = append(s.Children, c.status(now))
+		}
+	}
+	return s
+}
+
+// espPath is the path as the data path must know it: Encap says whether ESP is encapsulated.
+// IKE may run over port 4500 without a NAT, but then ESP need not (RFC 7296, section 2.23).
+func (sa *SA) espPath() Path {
+	p := sa.path
+	p.Encap = p.Encap && (sa.nat.local || sa.nat.remote)
+	return p
+}
+
+func (sa *SA) job() uint64 {
+	sa.lastJob++
+	return sa.lastJob
+}
+
+// jitter takes up to a tenth off d, so that two ends with the same settings do not rekey at the
+// same time (RFC 7296, section 2.8).
+func (sa *SA) jitter(d time.Duration) time.Duration {
+	v, err := randUint64(sa.host.rand())
+	if err != nil {
+		return d
+	}
+	return d - time.Duration(v%1000)*(d/10/1000)
+}
+
+func randUint64(r io.Reader) (uint64, error) {
+	var b [8]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return 0, fmt.Errorf("ike: random source: %w", err)
+	}
+	return binary.BigEndian.Uint64(b[:]), nil
+}
