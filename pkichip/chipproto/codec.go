@@ -274,8 +274,8 @@ var (
 	errText   = errors.New("no UTF-8 text")
 )
 
-func text(v []byte, most int) (string, error) {
-	if len(v) > most {
+func text(v []byte, least, most int) (string, error) {
+	if len(v) < least || len(v) > most {
 		return "", errLength
 	}
 	if !utf8.Valid(v) {
@@ -322,31 +322,31 @@ func (m *Message) set(t tag, v []byte) (err error) {
 			err = errRange
 		}
 	case tagText:
-		m.Text, err = text(v, MaxText)
+		m.Text, err = text(v, 0, MaxText)
 	case tagDo:
-		m.Do, err = text(v, MaxText)
+		m.Do, err = text(v, 1, MaxText)
 	case tagRV:
 		m.RV, err = number(v, 8, math.MaxUint64)
 	case tagTries:
 		n, err = number(v, 1, math.MaxInt8)
 		m.Tries = int8(n)
 	case tagOp:
-		m.Op, err = text(v, MaxName)
+		m.Op, err = text(v, 1, MaxName)
 	case tagClass:
-		m.Class, err = text(v, MaxName)
+		m.Class, err = text(v, 1, MaxName)
 	case tagSource:
-		m.Source, err = text(v, 256)
+		m.Source, err = text(v, 1, 256)
 	case tagLayer:
 		m.Layer, err = small(v, LayerService)
 		if m.Layer == 0 && err == nil {
 			err = errRange
 		}
 	case tagService:
-		m.Service, err = text(v, MaxName)
+		m.Service, err = text(v, 1, MaxName)
 	case tagKeyID:
 		m.KeyID, err = octets(v, 1, MaxID)
 	case tagKeyType:
-		s, err = text(v, 16)
+		s, err = text(v, 1, 16)
 		m.KeyType = KeyType(s)
 	case tagScheme:
 		m.Scheme, err = small(v, SchemePSS)
@@ -377,9 +377,9 @@ func (m *Message) set(t tag, v []byte) (err error) {
 			err = errRange
 		}
 	case tagLabel:
-		m.Label, err = text(v, MaxName)
+		m.Label, err = text(v, 1, MaxName)
 	case tagModule:
-		m.Module, err = text(v, MaxText)
+		m.Module, err = text(v, 1, MaxText)
 	case tagToken:
 		var ti TokenInfo
 		ti, err = parseToken(v)
@@ -389,7 +389,7 @@ func (m *Message) set(t tag, v []byte) (err error) {
 		c, err = parseCred(v)
 		m.Creds = append(m.Creds, c)
 	case tagCanMake:
-		s, err = text(v, 16)
+		s, err = text(v, 1, 16)
 		m.KeyTypes = append(m.KeyTypes, KeyType(s))
 	case tagEvent:
 		m.Event, err = small(v, EventKind(numEventKind-1))
@@ -432,7 +432,7 @@ func parseToken(v []byte) (t TokenInfo, err error) {
 		if len(v) < 1 || len(v)-1 < int(v[0]) {
 			return t, errLength
 		}
-		if *s, err = text(v[1:1+int(v[0])], 255); err != nil {
+		if *s, err = text(v[1:1+int(v[0])], 0, 255); err != nil {
 			return t, err
 		}
 		v = v[1+int(v[0]):]
