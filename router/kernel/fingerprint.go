@@ -81,7 +81,8 @@ func nft(typ int, flags netlink.HeaderFlags, family byte, attrs []netlink.Attrib
 }
 
 func generation(conn *netlink.Conn) (uint32, error) {
-	req, err := nft(unix.NFT_MSG_GETGEN, netlink.Acknowledge, unix.AF_UNSPEC, nil)
+	// Without asking for an acknowledgement, which would come beside the answer.
+	req, err := nft(unix.NFT_MSG_GETGEN, 0, unix.AF_UNSPEC, nil)
 	if err != nil {
 		return 0, err
 	}

@@ -32,7 +32,7 @@ const (
 
 // Refusals reports refused packets until ctx ends, and then returns ctx.Err(); see Refusal for
 // how they are sampled. Only one process at a time can listen to an NFLOG group: a second one
-// gets an error wrapping EBUSY.
+// gets an error wrapping EPERM.
 func (k *Kernel) Refusals(ctx context.Context, report func(Refusal)) error {
 	conn, err := k.dialNetfilter()
 	if err != nil {
@@ -62,8 +62,8 @@ func (k *Kernel) Refusals(ctx context.Context, report func(Refusal)) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if errors.Is(err, unix.EBUSY) {
-				err = fmt.Errorf("%w (another process listens to this group: set [network] nflog_group to a free number)", err)
+			if errors.Is(err, unix.EPERM) {
+				err = fmt.Errorf("%w (another process listens to this group, then set [network] nflog_group to a free number; or CAP_NET_ADMIN is missing)", err)
 			}
 			return fmt.Errorf("kernel: listening to NFLOG group %d: %w", g, err)
 		}

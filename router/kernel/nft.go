@@ -131,11 +131,16 @@ type fam struct {
 	saddr, daddr uint32 // offset in the IP header
 	size         uint32
 	dataType     nftables.SetDatatype
+	icmp         byte
+	icmpErrors   []byte // types
+	redirect     byte
 }
 
 var (
-	ip4  = fam{false, "4", unix.NFPROTO_IPV4, 12, 16, 4, nftables.TypeIPAddr}
-	ip6  = fam{true, "6", unix.NFPROTO_IPV6, 8, 24, 16, nftables.TypeIP6Addr}
+	// RFC 792: destination unreachable, time exceeded, parameter problem.
+	ip4 = fam{false, "4", unix.NFPROTO_IPV4, 12, 16, 4, nftables.TypeIPAddr, unix.IPPROTO_ICMP, []byte{3, 11, 12}, 5}
+	// RFC 4443: destination unreachable, packet too big, time exceeded, parameter problem.
+	ip6  = fam{true, "6", unix.NFPROTO_IPV6, 8, 24, 16, nftables.TypeIP6Addr, unix.IPPROTO_ICMPV6, []byte{1, 2, 3, 4}, 137}
 	fams = []fam{ip4, ip6}
 )
 
@@ -182,6 +187,12 @@ func l4proto(p byte) match {
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{p}},
 	}
+}
+
+func icmpType(proto, typ byte) match {
+	return append(l4proto(proto),
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{typ}})
 }
 
 // udpPort matches the source (off 0) or destination (off 2) port against the set of IKE ports.

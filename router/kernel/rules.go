@@ -148,7 +148,7 @@ func (b *builder) prerouting() {
 	for _, f := range fams {
 		// A peer whose gateway has one of its own facility's addresses: ESP and IKE to the
 		// router itself. Ports are checked at input, where fragments are whole again.
-		for _, p := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_ESP} {
+		for _, p := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_ESP, f.icmp} {
 			b.rule(c, notTun, b.in(f, f.saddr, setGateway, true), l4proto(p), toLocal(), accept())
 		}
 		b.rule(c, notTun, b.in(f, f.saddr, setRemote, true), refuse(ReasonSpoofed))
@@ -166,6 +166,10 @@ func (b *builder) input() {
 		fromGateway := b.in(f, f.saddr, setGateway, true)
 		b.rule(c, fromGateway, l4proto(unix.IPPROTO_ESP), accept())
 		b.rule(c, fromGateway, b.udpPort(2), accept())
+		// ICMP errors only: what the gateway says about our IKE and ESP packets (their size).
+		for _, typ := range f.icmpErrors {
+			b.rule(c, fromGateway, icmpType(f.icmp, typ), accept())
+		}
 		b.rule(c, b.in(f, f.saddr, setRemote, true), refuse(ReasonSpoofed))
 		b.rule(c, b.in(f, f.daddr, setRemote, true), refuse(ReasonDiverted))
 	}
@@ -204,6 +208,14 @@ func (b *builder) output() {
 		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: nativeU32(unix.RTN_MULTICAST)},
 	}, drop())
+	// Its answers to packets that it refused or could not deliver (redirect, unreachable, ...):
+	// the packet itself was counted. Neither rule has a counter, which would change the listing
+	// by which Watch recognises our rules.
+	for _, f := range fams {
+		for _, typ := range append(slices.Clone(f.icmpErrors), f.redirect) {
+			b.rule(c, toTun, f.is(), icmpType(f.icmp, typ), drop())
+		}
+	}
 	b.rule(c, jump(chainGate))
 	b.rule(c, toTun, refuse(ReasonFromRouter))
 	for _, f := range fams {
