@@ -59,7 +59,8 @@ sim: ## randomized schedules of loss, reordering and duplication on a virtual cl
 bench: build ## packet and codec benchmarks: table, and JSON lines in build/bench/micro.jsonl (ROUNDS=3)
 	@mkdir -p $(BENCH)
 	$(GO) test -run '^$$' -bench . -benchmem -count $(ROUNDS) ./esp/... ./ike/message/... ./ike/suite/... ./policy/... ./tun/... \
-		| $(BIN)/wardgate-lab benchjson --out $(BENCH)/micro.jsonl
+		| $(BIN)/wardgate-lab benchjson --ratio Seal=Raw/Seal --ratio SealBatch=Raw/Seal --ratio Open=Raw/Open --ratio OpenBatch=Raw/Open \
+			--out $(BENCH)/micro.jsonl
 
 bench-ike: build ## IKE set-ups per second: JSON lines in build/bench/ike.jsonl (ROUNDS=3 SECONDS=5)
 	@mkdir -p $(BENCH)

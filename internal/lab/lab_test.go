@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -12,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+var errNothing = errors.New("nothing yet")
 
 // needRoot fails in CI, and skips elsewhere, where the test may not make namespaces.
 func needRoot(t *testing.T) {

@@ -222,3 +222,20 @@ func (p SwanPeer) Config() string {
 func writePEM(name, typ string, der []byte) error {
 	return os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: typ, Bytes: der}), 0o600)
 }
+
+// LoadIdentity gives charon a member's certificates and keys in files, and the authorities of the
+// device and of the service, under the names that [SwanPeer] expects.
+func (s *StrongSwan) LoadIdentity(p *Provider, id *Identity, service string) error {
+	errs := []error{
+		s.AddCA("device-ca.pem", p.CA.Device.Anchor()),
+		s.AddCA("service-ca.pem", p.CA.Services[service].Anchor()),
+	}
+	for i, role := range []string{"device", "service"} {
+		errs = append(errs, s.AddCert(role+".pem", id.Certs[i][0]), s.AddKey(role+".pem", id.Keys[i]))
+		for _, c := range id.Certs[i][1:] {
+			// charon sends along the intermediates that it finds here.
+			errs = append(errs, s.AddCA(role+"-issuing.pem", c))
+		}
+	}
+	return errors.Join(errs...)
+}
