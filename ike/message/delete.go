@@ -19,8 +19,9 @@ func spiSizeOf(p ProtocolID) int {
 		return 0 // the SPIs are in the header
 	case ProtocolAH, ProtocolESP:
 		return 4
+	default:
+		return -1
 	}
-	return -1
 }
 
 func parseDelete(g Generic, r *reader) *Delete {

@@ -56,6 +56,7 @@ func (p *ID) String() string {
 		if a := p.Addr(); a.IsValid() {
 			return a.String()
 		}
+	default: // binary: in hexadecimal
 	}
 	return p.Type.String() + ":" + hex.EncodeToString(p.Data[:min(len(p.Data), maxText)])
 }

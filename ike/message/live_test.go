@@ -5,6 +5,7 @@ import (
 	"crypto/sha1" //nolint:gosec // RFC 7296 demands it for NAT detection
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -232,8 +233,10 @@ func checkLiveInner(t *testing.T, f *liveFile, i int, want liveMessage, m *messa
 			bad := bytes.Clone(want.Message)
 			bad[at] ^= 1
 			if mm, err := message.Parse(bad); err == nil {
-				if _, err := mm.Open(p); err == nil {
-					t.Errorf("message %d opens with octet %d changed", i, at)
+				if _, err := mm.Open(p); !errors.Is(err, message.ErrNotAuthentic) {
+					t.Errorf("message %d with octet %d changed: %v, want ErrNotAuthentic", i, at, err)
+				} else if message.NotifyFor(err) != nil {
+					t.Errorf("message %d with octet %d changed is answered", i, at)
 				}
 			}
 		}

@@ -2,7 +2,7 @@ package message_test
 
 import (
 	"bytes"
-	"fmt"
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -213,7 +213,7 @@ func TestRoundTripSealed(t *testing.T) {
 				t.Fatalf("fragment %d: done %v, %v", i, done, err)
 			}
 			if !done {
-				if _, _, err := asm.Add(f); err != message.ErrFragmentReplay {
+				if _, _, err := asm.Add(f); !errors.Is(err, message.ErrFragmentReplay) {
 					t.Fatalf("replay: %v", err)
 				}
 				continue
@@ -252,14 +252,15 @@ func TestFragmentsFillDatagrams(t *testing.T) {
 func TestSealErrors(t *testing.T) {
 	in := message.Inner{First: message.PayloadVendorID, Plain: make([]byte, 2000)}
 	for _, size := range []int{-1, 1, 28, 36, 60, 61} {
-		if _, err := in.Fragments(message.Header{}, testGCM, size); err != message.ErrDatagramSize {
+		if _, err := in.Fragments(message.Header{}, testGCM, size); !errors.Is(err, message.ErrDatagramSize) {
 			t.Errorf("size %d: %v, want ErrDatagramSize", size, err)
 		}
 	}
-	if _, err := in.Fragments(message.Header{}, testGCM, 62); fmt.Sprintf("%T", err) != "*message.EncodeError" {
+	var encode *message.EncodeError
+	if _, err := in.Fragments(message.Header{}, testGCM, 62); !errors.As(err, &encode) {
 		t.Errorf("2000 fragments: %v, want *EncodeError", err)
 	}
-	if _, err := in.AppendSealed(nil, message.Header{}, lyingProtector{}); err != message.ErrSealedLength {
+	if _, err := in.AppendSealed(nil, message.Header{}, lyingProtector{}); !errors.Is(err, message.ErrSealedLength) {
 		t.Errorf("%v, want ErrSealedLength", err)
 	}
 	in.Plain = make([]byte, message.MaxMessage)

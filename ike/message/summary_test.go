@@ -3,6 +3,7 @@ package message_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -234,7 +235,8 @@ func TestFinders(t *testing.T) {
 	if len(ps.Notifies(40960)) != 2 || ps.Count(message.PayloadNotify) != 5 || !ps.HasNotify(message.NotifyRekeySA) {
 		t.Error("notifies are incomplete")
 	}
-	if err := ps.PeerError(); err == nil || err.(*message.PeerError).Type != message.NotifyInvalidKEPayload {
+	var peer *message.PeerError
+	if err := ps.PeerError(); !errors.As(err, &peer) || peer.Type != message.NotifyInvalidKEPayload {
 		t.Errorf("first error notify is %v", err)
 	}
 	none := message.Payloads{}

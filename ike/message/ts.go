@@ -53,8 +53,9 @@ func (s Selector) addrLen() int {
 		return 4
 	case TSIPv6AddrRange:
 		return 16
+	default:
+		return 0
 	}
-	return 0
 }
 
 // String returns, for instance, "10.1.0.0-10.1.0.255" or "10.1.0.7-10.1.0.7[6/104-104]".
