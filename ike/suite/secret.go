@@ -13,12 +13,13 @@ type Secret struct {
 	box *secretBox
 }
 
-// secretBox is behind a pointer so that fmt, which does not ask unexported fields of foreign
-// structs for their Formatter, prints an address and never the octets.
-type secretBox struct{ b []byte }
+// secretBox puts the octets behind two pointers: fmt does not ask the unexported fields of a
+// struct for their Formatter, and for a verb that does not fit a pointer it prints what that one
+// points to, but never follows a second one.
+type secretBox struct{ b *[]byte }
 
 // NewSecret takes b over: the caller must not use b afterwards. Wipe overwrites it.
-func NewSecret(b []byte) Secret { return Secret{box: &secretBox{b: b}} }
+func NewSecret(b []byte) Secret { return Secret{box: &secretBox{b: &b}} }
 
 // CopySecret returns a Secret with a copy of b.
 func CopySecret(b []byte) Secret { return NewSecret(append(make([]byte, 0, len(b)), b...)) }
@@ -28,7 +29,7 @@ func (s Secret) Bytes() []byte {
 	if s.box == nil {
 		return nil
 	}
-	return s.box.b
+	return *s.box.b
 }
 
 // Clone returns a Secret with octets of its own, which outlives a Wipe of s.
@@ -44,8 +45,8 @@ func (s Secret) Equal(t Secret) bool { return subtle.ConstantTimeCompare(s.Bytes
 // standard library keeps of a key (an expanded AES key, an HMAC state) is out of reach.
 func (s Secret) Wipe() {
 	if s.box != nil {
-		clear(s.box.b)
-		s.box.b = nil
+		clear(*s.box.b)
+		*s.box.b = nil
 	}
 }
 
