@@ -34,9 +34,10 @@ const (
 	EventChipRestarted    Event = "chip-restarted"
 	EventOperator         Event = "operator-command"
 	EventClock            Event = "clock-changed"
-	EventLogDamaged       Event = "log-damaged"   // written by Open: a half-written last line was found
-	EventLogRotated       Event = "log-rotated"   // written by the log: last record of a file
-	EventLogContinued     Event = "log-continued" // written by the log: first record of the next file
+	EventKernel           Event = "kernel-restored" // filters or routes had been changed from outside
+	EventLogDamaged       Event = "log-damaged"     // written by Open: a half-written last line was found
+	EventLogRotated       Event = "log-rotated"     // written by the log: last record of a file
+	EventLogContinued     Event = "log-continued"   // written by the log: first record of the next file
 )
 
 // Results.

@@ -1,0 +1,111 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+)
+
+// Report is what verification found.
+type Report struct {
+	Files       []string `json:"files"`
+	Records     uint64   `json:"records"`
+	First       uint64   `json:"first"` // sequence numbers
+	Last        uint64   `json:"last"`
+	LastHash    string   `json:"last_hash"`    // compare with one noted elsewhere: a cut-off end shows only so
+	Break       *Break   `json:"break"`        // nil: the chain is whole
+	Unfinished  bool     `json:"unfinished"`   // the last line is half written: in use, or a power loss
+	MissingHead bool     `json:"missing_head"` // older files are gone (rotation with Keep, or deleted)
+}
+
+// Kinds of breaks.
+const (
+	BreakChanged = "changed"  // a record's content does not fit its hash
+	BreakForeign = "foreign"  // a line that is no record
+	BreakMissing = "missing"  // records were taken out
+	BreakOrder   = "order"    // records were put in, repeated or exchanged
+	BreakChain   = "chain"    // a record was replaced by another with a hash of its own
+	BreakNumber  = "rotation" // a rotated file does not end where its name says
+)
+
+// Break is the first place where the chain is broken.
+type Break struct {
+	File string `json:"file"`
+	Line int    `json:"line"` // from 1
+	Seq  uint64 `json:"seq"`  // of the last good record before it
+	Kind string `json:"kind"`
+	Text string `json:"text"`
+}
+
+var errStop = errors.New("stop")
+
+// VerifyFile verifies the log at path with all its rotated files, and reports the first break. An
+// error means that a file could not be read.
+func VerifyFile(path string) (Report, error) {
+	var rep Report
+	rotated, err := rotatedFiles(path)
+	if err != nil {
+		return rep, err
+	}
+	prev, seq, begun := genesis, uint64(0), false
+	files := rotated
+	if _, err := os.Stat(path); err == nil {
+		files = append(files, rotatedFile{path: path})
+	} else if !errors.Is(err, fs.ErrNotExist) || len(rotated) == 0 {
+		return rep, err
+	}
+	for _, file := range files {
+		rep.Files = append(rep.Files, file.path)
+		n := 0
+		err := lines(file.path, func(line []byte, whole bool) error {
+			n++
+			brk := func(kind, format string, args ...any) error {
+				rep.Break = &Break{File: file.path, Line: n, Seq: seq, Kind: kind, Text: fmt.Sprintf(format, args...)}
+				return errStop
+			}
+			if !whole {
+				rep.Unfinished = true
+				return errStop
+			}
+			r, err := parseLine(line)
+			switch {
+			case errors.Is(err, errHash):
+				return brk(BreakChanged, "record %d was changed: its hash does not fit its content", r.Seq)
+			case err != nil:
+				return brk(BreakForeign, "this line is no record: %v", err)
+			}
+			if !begun {
+				begun = true
+				rep.First = r.Seq
+				if r.Seq > 1 {
+					// the head of the chain was rotated away: it begins with the first there is
+					rep.MissingHead = true
+					prev, seq = r.Prev, r.Seq-1
+				}
+			}
+			switch {
+			case r.Seq > seq+1:
+				return brk(BreakMissing, "records %d to %d are missing", seq+1, r.Seq-1)
+			case r.Seq != seq+1:
+				return brk(BreakOrder, "record %d comes after record %d", r.Seq, seq)
+			case r.Prev != prev:
+				return brk(BreakChain, "record %d does not continue record %d: one of the two was replaced", r.Seq, seq)
+			}
+			prev, seq = r.Hash, r.Seq
+			rep.Records++
+			return nil
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			return rep, err
+		}
+		if rep.Break == nil && file.last != 0 && seq != file.last {
+			rep.Break = &Break{File: file.path, Line: n, Seq: seq, Kind: BreakNumber, Text: fmt.Sprintf("the file ends with record %d; its name says %d", seq, file.last)}
+		}
+		if rep.Break != nil {
+			break
+		}
+	}
+	rep.Last, rep.LastHash = seq, prev
+	return rep, nil
+}
