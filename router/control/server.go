@@ -1,0 +1,452 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits of the server. A caller is local and mostly trusted, but a runaway script must not take
+// the router's memory.
+const (
+	maxHeader     = 16 << 10
+	maxQuestion   = 64 << 10 // body of a question
+	maxPolicy     = 16 << 20 // body that is a policy file
+	maxRequests   = 32       // at once
+	maxName       = 128      // bytes of a connection's name
+	maxAudit      = 10000    // records
+	defaultAudit  = 50
+	requestTime   = 30 * time.Second
+	maxWait       = 60 * time.Second // of up
+	defaultWait   = 30 * time.Second
+	headerTime    = 5 * time.Second
+	idleTime      = 60 * time.Second
+	shutdownGrace = 2 * time.Second
+)
+
+// ServerOptions say where and for whom the API is served.
+type ServerOptions struct {
+	Socket  string // path; its folder must exist
+	Group   string // name of a group that may use it beside root; empty: none
+	Backend Backend
+	// Log is told of denied callers and internal errors, as message and key-value pairs.
+	Log func(msg string, keysAndValues ...any)
+}
+
+// Server is a control API that listens.
+type Server struct {
+	opt  ServerOptions
+	gid  int
+	own  uint32
+	ln   *net.UnixListener
+	http *http.Server
+	busy chan struct{}
+}
+
+// Listen makes the socket. A socket that a dead daemon left is replaced; one that answers is an
+// error, for then another daemon runs.
+func Listen(opt ServerOptions) (*Server, error) {
+	if opt.Log == nil {
+		opt.Log = func(string, ...any) {}
+	}
+	gid, err := groupID(opt.Group)
+	if err != nil {
+		return nil, err
+	}
+	if err := clearSocket(opt.Socket); err != nil {
+		return nil, err
+	}
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: opt.Socket, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("control: listening at %s: %w", opt.Socket, err)
+	}
+	// Until here the socket has the process's default mode; whoever connects is checked again.
+	mode := fs.FileMode(0o600)
+	if gid >= 0 {
+		mode = 0o660
+		err = os.Chown(opt.Socket, -1, gid)
+	}
+	if err == nil {
+		err = os.Chmod(opt.Socket, mode)
+	}
+	if err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("control: setting owner and mode of %s: %w", opt.Socket, err)
+	}
+	s := &Server{opt: opt, gid: gid, own: uint32(os.Geteuid()), ln: ln, busy: make(chan struct{}, maxRequests)}
+	s.http = &http.Server{
+		Handler:           s.handler(),
+		ReadHeaderTimeout: headerTime,
+		ReadTimeout:       requestTime,
+		WriteTimeout:      maxWait + requestTime,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          log.New(logWriter{opt.Log}, "", 0),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peerKey{}, peerOf(c))
+		},
+	}
+	return s, nil
+}
+
+// clearSocket removes a socket at which nobody answers.
+func clearSocket(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("control: %w", err)
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("control: %s exists and is no socket: expected nothing there, or the socket of an earlier run", path)
+	}
+	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(context.Background(), "unix", path)
+	if err == nil {
+		c.Close()
+		return fmt.Errorf("control: somebody answers at %s: another wardgated is running", path)
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("control: looking who is at %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("control: removing an old socket: %w", err)
+	}
+	return nil
+}
+
+// Serve answers until ctx ends, then lets requests finish for a short while, and removes the
+// socket. It returns nil after ctx ended.
+func (s *Server) Serve(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() { done <- s.http.Serve(s.ln) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("control: serving at %s: %w", s.opt.Socket, err)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if err := s.http.Shutdown(grace); err != nil {
+		s.http.Close() // their callers have had their time
+	}
+	<-done
+	return nil
+}
+
+// Close ends a Server that never served.
+func (s *Server) Close() error { return s.ln.Close() }
+
+// logWriter turns net/http's own complaints into records.
+type logWriter struct{ log func(string, ...any) }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.log("control API", "problem", strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// route is one line of the API. docs/control-api.md describes each; a test compares.
+type route struct {
+	method, path string
+	limit        int64 // largest body, bytes
+	do           func(ctx context.Context, b Backend, r *http.Request, body []byte) (any, error)
+}
+
+var routes = []route{
+	{http.MethodGet, "/v1/health", 0, func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+		return struct {
+			OK bool `json:"ok"`
+		}{true}, b.Health(ctx)
+	}},
+	{http.MethodGet, "/v1/status", 0, func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+		return b.Status(ctx)
+	}},
+	{http.MethodGet, "/v1/connections", 0, func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+		return list(b.Connections(ctx))
+	}},
+	{http.MethodPost, "/v1/connections/{name}/up", 0, func(ctx context.Context, b Backend, r *http.Request, _ []byte) (any, error) {
+		name, err := connectionName(r)
+		if err != nil {
+			return nil, err
+		}
+		wait, err := waitOf(r)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		return b.Up(ctx, name)
+	}},
+	{http.MethodPost, "/v1/connections/{name}/down", 0, func(ctx context.Context, b Backend, r *http.Request, _ []byte) (any, error) {
+		name, err := connectionName(r)
+		if err != nil {
+			return nil, err
+		}
+		return b.Down(ctx, name)
+	}},
+	{http.MethodPost, "/v1/explain", maxQuestion, func(ctx context.Context, b Backend, _ *http.Request, body []byte) (any, error) {
+		flow, err := decodeFlow(body)
+		if err != nil {
+			return nil, err
+		}
+		return b.Explain(ctx, flow)
+	}},
+	{http.MethodPost, "/v1/policy/check", maxPolicy, func(ctx context.Context, b Backend, _ *http.Request, body []byte) (any, error) {
+		if err := notEmpty(body); err != nil {
+			return nil, err
+		}
+		return b.PolicyCheck(ctx, body)
+	}},
+	{http.MethodPost, "/v1/policy/install", maxPolicy, func(ctx context.Context, b Backend, _ *http.Request, body []byte) (any, error) {
+		if err := notEmpty(body); err != nil {
+			return nil, err
+		}
+		return b.PolicyInstall(ctx, body)
+	}},
+	{http.MethodGet, "/v1/audit", 0, func(ctx context.Context, b Backend, r *http.Request, _ []byte) (any, error) {
+		n, err := count(r)
+		if err != nil {
+			return nil, err
+		}
+		return list(b.AuditTail(ctx, n))
+	}},
+	{http.MethodGet, "/v1/counters", 0, func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+		return b.Counters(ctx)
+	}},
+	{http.MethodPost, "/v1/reload", 0, func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+		return struct {
+			OK bool `json:"ok"`
+		}{true}, b.Reload(ctx)
+	}},
+}
+
+// list makes an empty list of no list: JSON [] is easier to use than null.
+func list[T any](v []T, err error) (any, error) {
+	if v == nil {
+		v = []T{}
+	}
+	return v, err
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	for _, rt := range routes {
+		mux.HandleFunc(rt.method+" "+rt.path, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, &rt) })
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p, _ := r.Context().Value(peerKey{}).(*peer)
+		if !p.may(s.own, s.gid) {
+			s.opt.Log("control API: caller denied", "caller", Caller(r.Context()), "path", r.URL.Path)
+			s.fail(w, r, &Error{
+				Kind: KindDenied, Code: "denied", Title: "You may not use the control API",
+				Detail: "expected root or a member of the group of [control] group", Hint: "use sudo, or ask the administrator to add you to that group",
+			})
+			return
+		}
+		select {
+		case s.busy <- struct{}{}:
+			defer func() { <-s.busy }()
+		default:
+			s.fail(w, r, &Error{
+				Kind: KindUnavailable, Code: "busy", Title: "Too many requests at once",
+				Detail: fmt.Sprintf("expected at most %d", maxRequests), Hint: "try again in a moment",
+			})
+			return
+		}
+		if _, pattern := mux.Handler(r); pattern == "" {
+			s.fail(w, r, noRoute(mux, r))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// noRoute says what is wrong with a request that fits no route.
+func noRoute(mux *http.ServeMux, r *http.Request) *Error {
+	for _, m := range []string{http.MethodGet, http.MethodPost} {
+		other := r.Clone(r.Context())
+		other.Method = m
+		if _, pattern := mux.Handler(other); pattern != "" {
+			return &Error{
+				Kind: KindInvalid, Code: "wrong-method", Title: "Wrong method",
+				Detail: fmt.Sprintf("expected %s, came %s", m, r.Method), Hint: "see docs/control-api.md",
+			}
+		}
+	}
+	return &Error{
+		Kind: KindNotFound, Code: "no-such-path", Title: "The control API has no such path",
+		Detail: fmt.Sprintf("came %s %.200q", r.Method, r.URL.Path), Hint: "see docs/control-api.md; the command line and the daemon may be of different versions",
+	}
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, rt *route) {
+	ctx, cancel := context.WithTimeout(r.Context(), maxWait+requestTime)
+	defer cancel()
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, max(rt.limit, 1)))
+	if err == nil && rt.limit == 0 && len(body) > 0 {
+		err = &Error{Kind: KindInvalid, Code: "body", Title: "The request must have no body"}
+	}
+	if err != nil {
+		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+			err = &Error{
+				Kind: KindTooLarge, Code: "too-large", Title: "The request is too large",
+				Detail: fmt.Sprintf("expected at most %d bytes", rt.limit),
+			}
+		}
+		s.fail(w, r, err)
+		return
+	}
+	v, err := rt.do(ctx, s.opt.Backend, r, body)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.write(w, http.StatusOK, v)
+}
+
+// fail answers with an error in the one format.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	var e *Error
+	switch {
+	case errors.As(err, &e):
+	case errors.Is(err, context.DeadlineExceeded):
+		e = &Error{Kind: KindTimeout, Code: "timeout", Title: "That took too long", Detail: err.Error()}
+	case errors.Is(err, context.Canceled):
+		e = &Error{Kind: KindUnavailable, Code: "cancelled", Title: "The request was broken off", Detail: err.Error()}
+	default:
+		e = &Error{Kind: KindInternal, Code: "internal", Title: "That did not work", Detail: err.Error(), Hint: "see the daemon's log"}
+	}
+	if e.Kind.status() == http.StatusInternalServerError {
+		s.opt.Log("control API: request failed", "path", r.URL.Path, "error", e.Error())
+	}
+	s.write(w, e.Kind.status(), errorBody{e})
+}
+
+func (s *Server) write(w http.ResponseWriter, status int, v any) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		s.opt.Log("control API: encoding an answer", "error", err.Error())
+		status = http.StatusInternalServerError
+		data = []byte(`{"error":{"kind":"internal","code":"internal","title":"The answer could not be encoded"}}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(data)+1))
+	w.WriteHeader(status)
+	if _, err := w.Write(append(data, '\n')); err != nil {
+		s.opt.Log("control API: caller went away", "error", err.Error())
+	}
+}
+
+// connectionName reads the {name} of the path.
+func connectionName(r *http.Request) (string, error) {
+	name := r.PathValue("name")
+	if name == "" || len(name) > maxName || !utf8.ValidString(name) {
+		return "", &Error{
+			Kind: KindInvalid, Code: "name", Title: "That is no name of a connection",
+			Detail: fmt.Sprintf("expected 1 to %d bytes of text, came %.40q", maxName, name), Hint: "see the names with: wardgate connections",
+		}
+	}
+	return name, nil
+}
+
+// waitOf reads ?wait=, a duration.
+func waitOf(r *http.Request) (time.Duration, error) {
+	s := r.URL.Query().Get("wait")
+	if s == "" {
+		return defaultWait, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 || d > maxWait {
+		return 0, &Error{
+			Kind: KindInvalid, Code: "wait", Title: "Wrong time to wait",
+			Detail: fmt.Sprintf("expected a duration of 0s to %v such as 10s, came %.40q", maxWait, s),
+		}
+	}
+	return d, nil
+}
+
+// count reads ?n=.
+func count(r *http.Request) (int, error) {
+	s := r.URL.Query().Get("n")
+	if s == "" {
+		return defaultAudit, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > maxAudit {
+		return 0, &Error{
+			Kind: KindInvalid, Code: "n", Title: "Wrong number of records",
+			Detail: fmt.Sprintf("expected 1 to %d, came %.40q", maxAudit, s),
+		}
+	}
+	return n, nil
+}
+
+func notEmpty(body []byte) error {
+	if len(body) == 0 {
+		return &Error{Kind: KindInvalid, Code: "body", Title: "The request has no body", Detail: "expected a policy file (JWS)"}
+	}
+	return nil
+}
+
+// decodeStrict decodes one JSON value: no unknown key, nothing behind it.
+func decodeStrict(data []byte, v any) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("expected one JSON value, came more behind it")
+	}
+	return nil
+}
+
+// decodeFlow reads and checks the question of explain.
+func decodeFlow(body []byte) (Flow, error) {
+	var f Flow
+	if err := decodeStrict(body, &f); err != nil {
+		return Flow{}, &Error{Kind: KindInvalid, Code: "json", Title: "The request is not what was expected", Detail: err.Error(), Hint: "see docs/control-api.md"}
+	}
+	return f, f.Check()
+}
+
+// Check says what is wrong with a flow.
+func (f Flow) Check() error {
+	bad := func(format string, args ...any) error {
+		return &Error{Kind: KindInvalid, Code: "flow", Title: "That is no flow", Detail: fmt.Sprintf(format, args...)}
+	}
+	for _, a := range []struct {
+		what string
+		addr netip.Addr
+	}{{"from", f.From}, {"to", f.To}} {
+		if !a.addr.IsValid() || a.addr.Is4In6() || a.addr.Zone() != "" {
+			return bad("%s: expected a plain IPv4 or IPv6 address, came %q", a.what, a.addr)
+		}
+	}
+	if f.From.Is4() != f.To.Is4() {
+		return bad("expected two addresses of the same family, came %v and %v", f.From, f.To)
+	}
+	switch f.Protocol {
+	case "tcp", "udp", "icmp", "icmpv6", "any":
+	default:
+		if n, err := strconv.Atoi(f.Protocol); err != nil || n < 0 || n > 255 || strconv.Itoa(n) != f.Protocol {
+			return bad("protocol: expected tcp, udp, icmp, icmpv6, any or a number of 0 to 255, came %.40q", f.Protocol)
+		}
+	}
+	return nil
+}
