@@ -157,7 +157,7 @@ func (d *Device) Counters() Counters {
 func (d *Device) Close() error {
 	var first error
 	for _, q := range d.queues {
-		if err := q.f.Close(); err != nil && !errors.Is(err, os.ErrClosed) && first == nil {
+		if err := q.close(); err != nil && first == nil {
 			first = fmt.Errorf("tun: close %s: %w", d.name, err)
 		}
 	}

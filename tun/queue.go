@@ -14,8 +14,9 @@ import (
 // queue is one file descriptor of the device. read… belongs to the caller of ReadBatch, write… to
 // that of WriteBatch; the counters are written by them and read by anybody.
 type queue struct {
-	f    *os.File
-	conn syscall.RawConn
+	f      *os.File
+	conn   syscall.RawConn
+	closed atomic.Bool // set before f is closed: RawConn's own error for it is not exported
 
 	read struct {
 		raw  []byte // header and packet as the kernel gave them
@@ -76,7 +77,7 @@ func (q *queue) ReadBatch(bufs [][]byte, sizes []int, off int) (int, error) {
 	}
 	r.bufs, r.size = nil, nil
 	if r.n == 0 && r.err != nil {
-		return 0, closedOr(r.err, "read")
+		return 0, q.wrap(r.err, "read")
 	}
 	var bytes uint64
 	for _, s := range sizes[:r.n] {
@@ -167,7 +168,7 @@ func (q *queue) WriteBatch(pkts []Packet) (int, error) {
 	w.calls.Add(calls)
 	w.errors.Add(failed)
 	if first != nil {
-		first = closedOr(first, "write")
+		first = q.wrap(first, "write")
 	}
 	return int(packets), first
 }
@@ -250,12 +251,20 @@ func isIP(b []byte) bool {
 	return len(b) >= ipv4HeaderLen && b[0]>>4 == 4 || len(b) >= ipv6HeaderLen && b[0]>>4 == 6
 }
 
-func closedOr(err error, op string) error {
+// wrap makes the error that a caller sees.
+func (q *queue) wrap(err error, op string) error {
 	switch {
-	case errors.Is(err, os.ErrClosed):
+	case q.closed.Load():
 		return ErrClosed
 	case errors.Is(err, ErrNoHeadroom), errors.Is(err, ErrNotIP):
 		return err
 	}
 	return fmt.Errorf("tun: %s: %w", op, err)
+}
+
+func (q *queue) close() error {
+	if q.closed.Swap(true) {
+		return nil
+	}
+	return q.f.Close()
 }
