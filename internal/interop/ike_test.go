@@ -1,0 +1,233 @@
+package interop
+
+import (
+	"crypto"
+	"crypto/x509"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"wardgate/ike"
+	"wardgate/ike/suite"
+	"wardgate/internal/labca"
+)
+
+type credential struct {
+	name string
+	key  crypto.Signer
+	leaf *x509.Certificate
+	ca   *labca.Authority
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func newCA(kind labca.Kind, name string) *labca.Authority {
+	return must(labca.New(labca.Options{Kind: kind, Name: name, At: time.Now().Add(-time.Hour)}))
+}
+
+func issue(ca *labca.Authority, name string, key labca.KeyType, device *credential) *credential {
+	c := &credential{name: name, key: must(labca.NewKey(key)), ca: ca}
+	r := labca.Request{Public: c.key.Public(), DNSNames: []string{name}, At: time.Now().Add(-time.Hour)}
+	if device != nil {
+		r.Device = device.leaf.Raw
+	}
+	c.leaf = must(ca.Issue(r))
+	return c
+}
+
+func (c *credential) id() ike.Identity { return must(ike.ParseIdentity(c.name)) }
+
+func (c *credential) auth(role string) ike.LocalAuth {
+	return ike.LocalAuth{ID: c.id(), Chain: append([][]byte{c.leaf.Raw}, labca.DER(c.ca.Intermediates())...), Signer: c.key, Role: role}
+}
+
+func ts(s string) []ike.Selector { return []ike.Selector{ike.PrefixSelector(netip.MustParsePrefix(s))} }
+
+// scene is strongSwan and us with a connection in common.
+type scene struct {
+	w  *wire
+	ss *strongswan
+	d  *driver
+	// The credentials of both; nil with a PSK.
+	ourDevice, ourService, theirDevice, theirService *credential
+}
+
+type sceneOptions struct {
+	ike, esp string
+	key      labca.KeyType
+	psk      bool
+	mobike   bool
+	more     string // of the strongSwan connection
+	spoil    func(sc *scene)
+}
+
+const psk = "a pre-shared key of 32 octets!!!"
+
+func newScene(t *testing.T, o sceneOptions) *scene {
+	t.Helper()
+	needs(t, "ip", "nsenter", charon, swanctl)
+	sc := &scene{w: newWire(t)}
+	peer := &ike.PeerConfig{
+		Name: "clinic", Local: sc.w.our, Remote: []netip.AddrPort{netip.AddrPortFrom(sc.w.their, 500)},
+		Proposals: must(suite.ParseProposals(suite.ProtocolIKE, []string{o.ike})),
+		Children: []ike.ChildConfig{{
+			Name: "net", LocalTS: ts("10.1.0.0/24"), RemoteTS: ts("10.2.0.0/24"),
+			Proposals: must(suite.ParseProposals(suite.ProtocolESP, []string{o.esp})),
+		}},
+	}
+	sc.ss = startStrongSwan(t, sc.w)
+	mobike := "no"
+	if o.mobike {
+		mobike = "yes"
+	}
+	conf := fmt.Sprintf("connections {\n dual {\n version = 2\n mobike = %s\n local_addrs = %v\n remote_addrs = %v\n proposals = %s\n %s\n", mobike, sc.w.their, sc.w.our, o.ike, o.more)
+	child := fmt.Sprintf(" children {\n net {\n local_ts = 10.2.0.0/24\n remote_ts = 10.1.0.0/24\n esp_proposals = %s\n }\n }\n }\n}\n", o.esp)
+	if o.psk {
+		id := func(s string) ike.Identity { return must(ike.ParseIdentity(s)) }
+		peer.LocalAuth = []ike.LocalAuth{{ID: id("ours.example"), PSK: []byte(psk)}}
+		peer.RemoteAuth = []ike.RemoteAuth{{IDs: []ike.Identity{id("theirs.example")}, PSK: []byte(psk), RelatedToRound: -1}}
+		conf += " local {\n auth = psk\n id = theirs.example\n }\n remote {\n auth = psk\n id = ours.example\n }\n" + child
+		conf += fmt.Sprintf("secrets {\n ike-1 {\n id-1 = ours.example\n id-2 = theirs.example\n secret = \"%s\"\n }\n}\n", psk)
+	} else {
+		device, service := newCA(labca.Device, "device"), newCA(labca.Service, "group-a")
+		sc.ourDevice, sc.theirDevice = issue(device, "ours.devices.example", o.key, nil), issue(device, "theirs.devices.example", o.key, nil)
+		sc.ourService, sc.theirService = issue(service, "ours.group-a.example", o.key, sc.ourDevice), issue(service, "theirs.group-a.example", o.key, sc.theirDevice)
+		if o.spoil != nil {
+			o.spoil(sc)
+		}
+		peer.LocalAuth = []ike.LocalAuth{sc.ourDevice.auth("device"), sc.ourService.auth("service")}
+		peer.RemoteAuth = []ike.RemoteAuth{
+			{IDs: []ike.Identity{sc.theirDevice.id()}, Anchors: []*x509.Certificate{device.Anchor()}, RelatedToRound: -1, Role: "device"},
+			{IDs: []ike.Identity{sc.theirService.id()}, Anchors: []*x509.Certificate{service.Anchor()}, RelatedToRound: 0, Role: "service"},
+		}
+		sc.ss.ca("device", device)
+		sc.ss.ca("service", service)
+		sc.ss.own("device", sc.theirDevice)
+		sc.ss.own("service", sc.theirService)
+		conf += fmt.Sprintf(" local-1 {\n auth = pubkey\n certs = device.pem\n id = %s\n }\n local-2 {\n auth = pubkey\n certs = service.pem\n id = %s\n }\n", sc.theirDevice.name, sc.theirService.name)
+		conf += fmt.Sprintf(" remote-1 {\n auth = pubkey\n id = %s\n cacerts = device.pem\n }\n remote-2 {\n auth = pubkey\n id = %s\n cacerts = service.pem\n }\n", sc.ourDevice.name, sc.ourService.name)
+		conf += child
+	}
+	sc.ss.configure(conf)
+	sc.d = newDriver(t, sc.w, peer)
+	return sc
+}
+
+// life rekeys a standing connection from both ends and ends it from one.
+func (sc *scene) life(t *testing.T, weDelete bool) {
+	t.Helper()
+	d := sc.d
+	sc.ss.wait(1, 1)
+
+	_, c := d.only()
+	if err := d.ep.RekeyChild(c.ID); err != nil {
+		t.Fatal(err)
+	}
+	sc.rekeyed(t, "we rekeyed the CHILD SA", c)
+
+	i, c := d.only()
+	if err := d.ep.RekeyIKE(i.ID); err != nil {
+		t.Fatal(err)
+	}
+	sc.newKeys(t, "we rekeyed the IKE SA", i)
+
+	sc.ss.ctl("--rekey", "--child", "net")
+	sc.rekeyed(t, "strongSwan rekeyed the CHILD SA", c)
+
+	i = d.ep.Snapshot()[0].SAInfo
+	sc.ss.ctl("--rekey", "--ike", "dual")
+	sc.newKeys(t, "strongSwan rekeyed the IKE SA", i)
+
+	_, c = d.only()
+	if err := d.ep.RekeyChild(c.ID); err != nil {
+		t.Fatal(err)
+	}
+	sc.rekeyed(t, "we rekeyed the CHILD SA under strongSwan's new keys", c)
+
+	if weDelete {
+		d.ep.Terminate("clinic", "the test is over")
+	} else {
+		sc.ss.ctl("--terminate", "--ike", "dual")
+	}
+	d.wait("the end", func() bool { return len(d.ike) == 0 && len(d.children) == 0 })
+	sc.ss.wait(0, 0)
+	if len(d.refusals)+len(d.failed) != 0 {
+		t.Errorf("refused %v, failed %v", d.refusals, d.failed)
+	}
+}
+
+// rekeyed waits until old is gone and another CHILD SA is in use at both ends.
+func (sc *scene) rekeyed(t *testing.T, what string, old ike.ChildSA) {
+	t.Helper()
+	d := sc.d
+	d.wait(what, func() bool {
+		_, there := d.children[old.ID]
+		ok := !there && len(d.children) == 1
+		for id := range d.children {
+			ok = ok && d.switched[id]
+		}
+		return ok
+	})
+	sc.ss.wait(1, 1)
+}
+
+// newKeys waits until the IKE SA has other SPIs than in old.
+func (sc *scene) newKeys(t *testing.T, what string, old ike.SAInfo) {
+	t.Helper()
+	sc.d.wait(what, func() bool {
+		for _, s := range sc.d.ep.Snapshot() {
+			if s.SPIi != old.SPIi && s.State == ike.StateEstablished {
+				return true
+			}
+		}
+		return false
+	})
+	sc.ss.wait(1, 1)
+}
+
+var variants = []sceneOptions{
+	{ike: "aes256gcm16-prfsha384-x25519", esp: "aes256gcm16-x25519", key: labca.P256},
+	{ike: "aes128gcm16-prfsha256-ecp256", esp: "aes128gcm16-ecp256", key: labca.P384},
+	{ike: "aes256-sha256-prfsha256-ecp384", esp: "aes256-sha256", key: labca.RSA2048},
+	{ike: "chacha20poly1305-prfsha256-x25519", esp: "chacha20poly1305", key: labca.P256, mobike: true},
+	{ike: "aes256gcm16-prfsha384-ecp521", esp: "aes256gcm16-ecp521", key: labca.Ed25519},
+	{ike: "aes256gcm16-prfsha384-x25519", esp: "aes256gcm16", psk: true},
+}
+
+func (o sceneOptions) name() string {
+	kind := "cert-" + string(o.key)
+	if o.psk {
+		kind = "psk"
+	}
+	return kind + "/" + o.ike + "/" + o.esp
+}
+
+func TestStrongSwanResponder(t *testing.T) {
+	for _, o := range variants {
+		t.Run(o.name(), func(t *testing.T) {
+			sc := newScene(t, o)
+			if err := sc.d.ep.Initiate("clinic", "net"); err != nil {
+				t.Fatal(err)
+			}
+			sc.d.wait("the connection", func() bool { return len(sc.d.children) == 1 })
+			sc.life(t, true)
+		})
+	}
+}
+
+func TestStrongSwanInitiator(t *testing.T) {
+	for _, o := range variants {
+		t.Run(o.name(), func(t *testing.T) {
+			sc := newScene(t, o)
+			sc.ss.ctl("--initiate", "--child", "net")
+			sc.d.wait("the connection", func() bool { return len(sc.d.children) == 1 })
+			sc.life(t, false)
+		})
+	}
+}

@@ -1,0 +1,170 @@
+package interop
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"wardgate/internal/labca"
+)
+
+const (
+	charon  = "/usr/sbin/charon-systemd"
+	swanctl = "/usr/sbin/swanctl"
+)
+
+// strongswan is a charon in a namespace, with files of its own.
+type strongswan struct {
+	t    *testing.T
+	dir  string
+	load string // what swanctl said
+}
+
+// startStrongSwan starts charon in the far namespace. Nothing is read from /etc: the plugins are
+// listed. ESP is kernel-libipsec, in user space, which always claims a NAT.
+func startStrongSwan(t *testing.T, w *wire) *strongswan {
+	t.Helper()
+	s := &strongswan{t: t, dir: t.TempDir()}
+	for _, d := range []string{"x509", "x509ca", "x509ocsp", "x509aa", "x509ac", "x509crl", "pubkey", "private", "rsa", "ecdsa", "bliss", "pkcs8", "pkcs12"} {
+		if err := os.Mkdir(filepath.Join(s.dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.write("strongswan.conf", fmt.Sprintf(`charon-systemd {
+  load = random nonce pem pkcs1 pkcs8 x509 pubkey constraints revocation openssl hmac kdf sha2 sha1 curve25519 gcm chapoly drbg kernel-libipsec kernel-netlink socket-default vici
+  retransmit_timeout = 1.0
+  retransmit_tries = 4
+  fragment_size = 1280
+  filelog {
+    main {
+      path = %[1]s/charon.log
+      default = 1
+      flush_line = yes
+    }
+  }
+  plugins {
+    vici {
+      socket = unix://%[1]s/vici.sock
+    }
+  }
+}
+swanctl {
+  load = pem pkcs1 pkcs8 x509 pubkey openssl random nonce
+}
+`, s.dir))
+	cmd := exec.Command("nsenter", "--net=/run/netns/"+w.theirs, charon)
+	cmd.Env = append(os.Environ(), "STRONGSWAN_CONF="+s.dir+"/strongswan.conf")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		done := make(chan struct{})
+		go func() { _ = cmd.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(5 * time.Second):
+			_ = cmd.Process.Kill()
+			<-done
+		}
+		if t.Failed() {
+			log, _ := os.ReadFile(filepath.Join(s.dir, "charon.log"))
+			t.Logf("swanctl said:\n%s\ncharon said:\n%s", s.load, log)
+		}
+	})
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := s.try("--version", "--daemon"); err == nil {
+			return s
+		}
+		if time.Now().After(end) {
+			t.Fatal("charon did not come up within 10 s")
+		}
+	}
+}
+
+func (s *strongswan) write(name, text string) {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *strongswan) try(args ...string) (string, error) {
+	cmd := exec.Command(swanctl, append(args, "--uri", "unix://"+s.dir+"/vici.sock")...)
+	cmd.Env = append(os.Environ(), "STRONGSWAN_CONF="+s.dir+"/strongswan.conf", "SWANCTL_DIR="+s.dir)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// ctl runs swanctl, which must succeed.
+func (s *strongswan) ctl(args ...string) string {
+	s.t.Helper()
+	out, err := s.try(args...)
+	if err != nil {
+		s.t.Fatalf("swanctl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// ca gives strongSwan the certificates of an authority.
+func (s *strongswan) ca(name string, a *labca.Authority) {
+	s.t.Helper()
+	s.cert("x509ca/"+name+".pem", a.Anchor())
+	for i, c := range a.Intermediates() {
+		s.cert(fmt.Sprintf("x509ca/%s-%d.pem", name, i), c)
+	}
+}
+
+func (s *strongswan) cert(path string, c *x509.Certificate) {
+	s.t.Helper()
+	s.write(path, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})))
+}
+
+// own gives strongSwan a credential of its own.
+func (s *strongswan) own(name string, c *credential) {
+	s.t.Helper()
+	s.cert("x509/"+name+".pem", c.leaf)
+	key, err := labca.MarshalKey(c.key)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.write("private/"+name+".pem", string(key))
+}
+
+// configure loads swanctl.conf.
+func (s *strongswan) configure(conf string) {
+	s.t.Helper()
+	s.write("swanctl.conf", conf)
+	s.load = s.ctl("--load-all", "--file", s.dir+"/swanctl.conf")
+}
+
+func (s *strongswan) log() string {
+	b, _ := os.ReadFile(filepath.Join(s.dir, "charon.log"))
+	return string(b)
+}
+
+// children counts the installed CHILD SAs, and IKE SAs that are established.
+func (s *strongswan) counts() (ikes, children int) {
+	out := s.ctl("--list-sas")
+	return strings.Count(out, "ESTABLISHED, IKEv2"), strings.Count(out, "INSTALLED, TUNNEL")
+}
+
+// wait polls until strongSwan has so many SAs.
+func (s *strongswan) wait(ikes, children int) {
+	s.t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		i, c := s.counts()
+		if i == ikes && c == children {
+			return
+		}
+		if time.Now().After(end) {
+			s.t.Fatalf("strongSwan has %d IKE SAs and %d CHILD SAs, want %d and %d\n%s", i, c, ikes, children, s.ctl("--list-sas"))
+		}
+	}
+}
