@@ -116,10 +116,14 @@ func unhex(s string) []byte {
 // splitAuthData takes the data of an AUTH payload of method 14 apart (RFC 7427, section 3): one
 // octet of length, the AlgorithmIdentifier, the signature. Errors wrap ErrAuthMethod.
 func splitAuthData(data []byte) (sigAlg, []byte, error) {
-	if len(data) == 0 || int(data[0]) > len(data)-1 {
+	n := 0
+	if len(data) > 0 {
+		n = int(data[0]) // not in uint8: 1+255 is 256
+	}
+	if n > len(data)-1 {
 		return sigAlg{}, nil, wrap(ErrAuthMethod, "AUTH data of %d octets is shorter than the AlgorithmIdentifier it announces", len(data))
 	}
-	id, signature := data[1:1+data[0]], data[1+data[0]:]
+	id, signature := data[1:1+n], data[1+n:]
 	a, ok := algorithmIDs[string(id)]
 	if !ok {
 		return sigAlg{}, nil, wrap(ErrAuthMethod, "signature algorithm %s; allowed are ECDSA and RSASSA-PSS (salt as long as the hash) and RSASSA-PKCS1-v1_5 with SHA-256, SHA-384 or SHA-512, and Ed25519", describeID(id))

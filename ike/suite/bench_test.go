@@ -96,3 +96,34 @@ func BenchmarkVerifySignature(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkSelectHostile is the most that one datagram of 64 KiB can ask for before anybody is
+// authenticated.
+func BenchmarkSelectHostile(b *testing.B) {
+	own := DefaultIKE()
+	var few, many []Offer
+	for i := range 255 {
+		o := Offer{Number: uint8(i + 1), Protocol: ProtocolIKE}
+		for j := range 31 {
+			o.Transforms = append(o.Transforms, TransformSpec{TypeKE, uint16(1000 + j), 0})
+		}
+		o.Transforms[0] = TransformSpec{TypeENCR, EncrAESGCM16, 256}
+		o.Transforms[1] = TransformSpec{TypePRF, PRFHMACSHA384, 0}
+		many = append(many, o)
+	}
+	o := Offer{Number: 1, Protocol: ProtocolIKE}
+	for i := range 8000 {
+		o.Transforms = append(o.Transforms, TransformSpec{TypeENCR, uint16(1000 + i), 128})
+	}
+	few = append(few, o)
+	for name, offers := range map[string][]Offer{"proposals": many, "transforms": few} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := Select(own, offers, SelectOptions{}); err == nil {
+					b.Fatal("chosen")
+				}
+			}
+		})
+	}
+}

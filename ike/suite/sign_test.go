@@ -232,6 +232,17 @@ func TestAlgorithmIDs(t *testing.T) {
 	}
 }
 
+// TestLongAlgorithmID: the length octet is 255 (found by FuzzAlgorithmIdentifier as a panic).
+func TestLongAlgorithmID(t *testing.T) {
+	for n := range 600 {
+		data := bytes.Repeat([]byte{0xff}, n)
+		if err := VerifySignature(testRSA().Public(), AuthDigitalSignature, data, nil, SignatureHashes()); !errors.Is(err, ErrAuthMethod) {
+			t.Fatalf("%d octets: %v", n, err)
+		}
+		_ = DescribeAuth(AuthDigitalSignature, data)
+	}
+}
+
 func TestCheckPublicKey(t *testing.T) {
 	good := testRSA().PublicKey
 	mod := func(bits int) *big.Int {
