@@ -351,7 +351,7 @@ func (m *Message) set(t tag, v []byte) (err error) {
 	case tagScheme:
 		m.Scheme, err = small(v, SchemePSS)
 	case tagHash:
-		m.Hash, err = small(v, HashSHA1)
+		m.Hash, err = small(v, HashSHA512)
 	case tagSalt:
 		n, err = number(v, 2, math.MaxUint16)
 		m.Salt = uint16(n)

@@ -89,7 +89,6 @@ const (
 	HashSHA256 Hash = 1
 	HashSHA384 Hash = 2
 	HashSHA512 Hash = 3
-	HashSHA1   Hash = 4 // only where a protocol demands it; refused by default
 )
 
 // Scheme of a signature.
