@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
 	"wardgate/internal/testvectors"
 )
 

@@ -15,7 +15,7 @@ import (
 // fakeKernel is the other side of a queue: it keeps what was written.
 type fakeKernel struct {
 	written [][]byte
-	refuse  func(b []byte) error
+	refuse  func(b []byte) unix.Errno
 }
 
 func (k *fakeKernel) Control(func(uintptr)) error   { return nil }
@@ -25,18 +25,18 @@ func (k *fakeKernel) Write(f func(uintptr) bool) error {
 	return nil
 }
 
-func (k *fakeKernel) sys(_ uintptr, iov []unix.Iovec) error {
+func (k *fakeKernel) sys(_ uintptr, iov []unix.Iovec) unix.Errno {
 	var b []byte
 	for _, v := range iov {
 		b = append(b, unsafe.Slice(v.Base, v.Len)...)
 	}
 	if k.refuse != nil {
-		if err := k.refuse(b); err != nil {
-			return err
+		if e := k.refuse(b); e != 0 {
+			return e
 		}
 	}
 	k.written = append(k.written, b)
-	return nil
+	return 0
 }
 
 func newFakeQueue(off Offloads) (*queue, *fakeKernel) {
@@ -421,11 +421,11 @@ func TestWriteFallback(t *testing.T) {
 		d.data = make([]byte, 10500)
 		pkts := d.segments(1000)
 		q, k := newFakeQueue(Offloads{TCP: true, UDP: true})
-		k.refuse = func(b []byte) error {
+		k.refuse = func(b []byte) unix.Errno {
 			if b[1] != gsoNone {
 				return unix.EINVAL
 			}
-			return nil
+			return 0
 		}
 		if n, err := q.WriteBatch(batch(pkts)); n != 11 || err != nil {
 			t.Fatalf("%d written, %v", n, err)
@@ -452,12 +452,12 @@ func TestWriteErrors(t *testing.T) {
 	if n, err := q.WriteBatch(pkts[4:]); n != 0 || !errors.Is(err, ErrNotIP) {
 		t.Fatalf("%d written, %v", n, err)
 	}
-	k.refuse = func([]byte) error {
+	k.refuse = func([]byte) unix.Errno {
 		if len(k.written) == 3 {
 			k.written = append(k.written, nil)
 			return unix.EIO
 		}
-		return nil
+		return 0
 	}
 	if n, err := q.WriteBatch(batch([][]byte{good, good, good})); n != 2 || !errors.Is(err, unix.EIO) {
 		t.Fatalf("%d written, %v", n, err)
@@ -503,9 +503,8 @@ func TestOffloadFallback(t *testing.T) {
 func TestWriteAllocations(t *testing.T) {
 	d := desc{proto: protoTCP, flags: tcpACK, data: make([]byte, 40000)}
 	src := d.segments(1000)
-	q, k := newFakeQueue(Offloads{TCP: true, UDP: true})
-	q.write.sys = func(uintptr, []unix.Iovec) error { return nil }
-	_ = k
+	q, _ := newFakeQueue(Offloads{TCP: true, UDP: true})
+	q.write.sys = func(uintptr, []unix.Iovec) unix.Errno { return 0 }
 	pkts := batch(src)
 	if n := testing.AllocsPerRun(50, func() {
 		for i := range pkts {
@@ -535,7 +534,7 @@ func BenchmarkCoalesce(b *testing.B) {
 			src := c.d.segments(c.size)
 			q, _ := newFakeQueue(Offloads{TCP: true, UDP: true})
 			writes := 0
-			q.write.sys = func(uintptr, []unix.Iovec) error { writes++; return nil }
+			q.write.sys = func(uintptr, []unix.Iovec) unix.Errno { writes++; return 0 }
 			pkts := batch(src)
 			b.SetBytes(int64(len(c.d.data)))
 			b.ReportAllocs()

@@ -36,7 +36,7 @@ type queue struct {
 		glue coalescer
 		iov  []unix.Iovec
 		fn   func(fd uintptr) bool
-		sys  func(fd uintptr, iov []unix.Iovec) error // writev; tests put a kernel that refuses here
+		sys  func(fd uintptr, iov []unix.Iovec) unix.Errno // writev; tests put a kernel that refuses here
 		err  error
 
 		packets, bytes, calls, errors, fallbacks atomic.Uint64
@@ -215,25 +215,24 @@ func (q *queue) writev() error {
 func (q *queue) writeReady(fd uintptr) bool {
 	w := &q.write
 	for {
-		switch err := w.sys(fd, w.iov); err {
+		switch e := w.sys(fd, w.iov); e {
+		case 0:
+			return true
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
 			return false
 		default:
-			w.err = err
+			w.err = e
 			return true
 		}
 	}
 }
 
 // writev is unix.Writev without its allocation.
-func writev(fd uintptr, iov []unix.Iovec) error {
+func writev(fd uintptr, iov []unix.Iovec) unix.Errno {
 	_, _, e := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
-	if e != 0 {
-		return e
-	}
-	return nil
+	return e
 }
 
 // Counters returns what this queue did so far.

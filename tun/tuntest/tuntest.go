@@ -3,6 +3,7 @@ package tuntest
 
 import (
 	"sync"
+
 	"wardgate/tun"
 )
 
