@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -55,9 +56,9 @@ type Document struct {
 	Connections []Connection `json:"connections"`
 	Tests       []Test       `json:"tests,omitempty"`
 
-	lines  map[string]int // JSON pointer → line in the parsed payload; nil for a document made in memory
-	digest Digest         // SHA-256 of the payload; zero for a document made in memory
-	table  *Table         // set by Verify
+	payload []byte // what was parsed, for line numbers; nil for a document made in memory
+	digest  Digest // SHA-256 of the payload; zero for a document made in memory
+	table   *Table // set by Verify
 }
 
 // Device names the one device that a policy is for.
@@ -191,6 +192,8 @@ func (d *Document) Digest() Digest { return d.digest }
 
 // Digest is a SHA-256 value, written as "sha256:" and 64 lower-case hex digits.
 type Digest [32]byte
+
+func digestOf(b []byte) Digest { return sha256.Sum256(b) }
 
 // IsZero reports whether the digest was never set.
 func (d Digest) IsZero() bool { return d == Digest{} }
