@@ -108,7 +108,7 @@ func (d *demo) run(ctx context.Context, l *lab.Lab) error {
 	if err := h.Enrol(ctx); err != nil {
 		return err
 	}
-	out, err := h.A.Wardgate(ctx, h.A.TokenArgs("list")...)
+	out, err := h.A.Wardgate(ctx, "token", "list", "--config", h.A.ConfigFile())
 	if err != nil {
 		return err
 	}

@@ -77,7 +77,8 @@ type Facility struct {
 	lab    *Lab
 	serial uint64 // of the policy issued last
 
-	leafDER []byte // device certificate
+	leafDER []byte            // device certificate
+	handles map[string]string // service ("": the device) to CKA_ID in hex
 }
 
 // Zone is a LAN behind a facility's router.
@@ -190,8 +191,8 @@ func (f *Facility) Socket() string { return f.path("run", "control.sock") }
 // AuditFile is the path of the facility's audit record.
 func (f *Facility) AuditFile() string { return f.path("state", "audit.jsonl") }
 
-// env is what the facility's programs need to find its token.
-func (f *Facility) env() []string { return []string{"SOFTHSM2_CONF=" + f.path("etc", "softhsm2.conf")} }
+// Env is what programs need in their environment to find the facility's token.
+func (f *Facility) Env() []string { return []string{"SOFTHSM2_CONF=" + f.path("etc", "softhsm2.conf")} }
 
 // ConfigFile is the path of the daemon's configuration.
 func (f *Facility) ConfigFile() string { return f.path("etc", "wardgated.toml") }
@@ -228,7 +229,7 @@ func (f *Facility) anchorFile() string { return f.path("etc", "policy-ca.pem") }
 
 // StartDaemon starts wardgated and waits until its control API answers.
 func (f *Facility) StartDaemon(ctx context.Context) error {
-	p, err := f.lab.Start(f.Router, "wardgated-"+f.Name, f.env(), filepath.Join(f.lab.Bin, "wardgated"), "-config", f.ConfigFile())
+	p, err := f.lab.Start(f.Router, "wardgated-"+f.Name, f.Env(), filepath.Join(f.lab.Bin, "wardgated"), "-config", f.ConfigFile())
 	if err != nil {
 		return err
 	}
@@ -246,7 +247,7 @@ func (f *Facility) StartDaemon(ctx context.Context) error {
 // error holds the exit code and the last lines of standard error.
 func (f *Facility) Wardgate(ctx context.Context, args ...string) (string, error) {
 	cmd := f.Router.Command(ctx, filepath.Join(f.lab.Bin, "wardgate"), append([]string{"--socket", f.Socket()}, args...)...)
-	cmd.Env = append(os.Environ(), f.env()...)
+	cmd.Env = append(os.Environ(), f.Env()...)
 	var stdout, stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -255,22 +256,12 @@ func (f *Facility) Wardgate(ctx context.Context, args ...string) (string, error)
 	return stdout.String(), nil
 }
 
-// query runs a command with --json and decodes its answer.
-func (f *Facility) query(ctx context.Context, v any, args ...string) error {
-	out, err := f.Wardgate(ctx, append(args, "--json")...)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal([]byte(out), v); err != nil {
-		return fmt.Errorf("wardgate %s --json: %w", strings.Join(args, " "), err)
-	}
-	return nil
-}
+// Control returns a client of the daemon's control API.
+func (f *Facility) Control() *control.Client { return control.NewClient(f.Socket()) }
 
 // Status asks the daemon for its state.
 func (f *Facility) Status(ctx context.Context) (*control.Status, error) {
-	var s control.Status
-	return &s, f.query(ctx, &s, "status")
+	return f.Control().Status(ctx)
 }
 
 // Connection returns the state of one connection.

@@ -66,13 +66,13 @@ func (p *Provider) serviceAnchorPEM(service string) (string, error) {
 	return certPEM(a.Anchor()), nil
 }
 
-// InstallPolicy signs a document and installs it with the operator's command line.
+// InstallPolicy signs a document and installs it over the control API.
 func (f *Facility) InstallPolicy(ctx context.Context, p *Provider, d *policy.Document) error {
 	jws, err := p.Sign(d)
 	if err != nil {
 		return err
 	}
-	_, err = f.InstallJWS(ctx, jws)
+	_, err = f.Control().PolicyInstall(ctx, jws)
 	return err
 }
 

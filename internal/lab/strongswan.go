@@ -239,3 +239,31 @@ func (s *StrongSwan) LoadIdentity(p *Provider, id *Identity, service string) err
 	}
 	return errors.Join(errs...)
 }
+
+// LoadToken lets charon use the keys and certificates on a facility's token; it fills in
+// LocalCerts and Secrets of peer. Only the authorities are files.
+func (s *StrongSwan) LoadToken(p *Provider, f *Facility, service string, peer *SwanPeer) error {
+	handles, err := f.tokenHandles(service)
+	if err != nil {
+		return err
+	}
+	var secrets strings.Builder
+	secrets.WriteString("secrets {\n")
+	for i, role := range []string{"device", "service"} {
+		peer.LocalCerts[i] = fmt.Sprintf("cert-token {\n    handle = %s\n    module = softhsm\n   }", handles[i])
+		fmt.Fprintf(&secrets, " token-%s {\n  handle = %s\n  module = softhsm\n  pin = %s\n }\n", role, handles[i], TokenPIN)
+	}
+	secrets.WriteString("}\n")
+	peer.Secrets = secrets.String()
+	errs := []error{
+		s.AddCA("device-ca.pem", p.CA.Device.Anchor()),
+		s.AddCA("service-ca.pem", p.CA.Services[service].Anchor()),
+	}
+	for _, c := range p.CA.Device.Intermediates() {
+		errs = append(errs, s.AddCA("device-issuing.pem", c))
+	}
+	for _, c := range p.CA.Services[service].Intermediates() {
+		errs = append(errs, s.AddCA("service-issuing.pem", c))
+	}
+	return errors.Join(errs...)
+}

@@ -3,12 +3,15 @@ package lab
 import (
 	"context"
 	"crypto/x509"
-	"encoding/pem"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"wardgate/internal/labca"
+	"wardgate/pkichip"
 )
 
 // PIN and security officer's PIN of the laboratory's tokens.
@@ -17,86 +20,93 @@ const (
 	TokenSOPIN = "00112233"
 )
 
-// TokenArgs are the arguments of `wardgate token VERB` with what it needs to find the facility's
-// token.
-func (f *Facility) TokenArgs(verb string, more ...string) []string {
-	return append([]string{"token", verb, "--config", f.ConfigFile()}, more...)
+// chip starts a chip process of its own for the facility's token.
+func (f *Facility) chip(ctx context.Context, label string, pin pkichip.PINSource) (*pkichip.Chip, error) {
+	return pkichip.Start(ctx, pkichip.Options{
+		Binary: filepath.Join(f.lab.Bin, "wardgate-chip"), Module: softHSM, TokenLabel: label, PIN: pin, Env: f.Env(),
+	})
 }
 
-// Enrol gives a facility its SoftHSM token, by the product's own tools: device key and
-// certificate, then a service key and certificate for each group, bound to the device.
-func (f *Facility) Enrol(ctx context.Context, p *Provider, services ...string) error {
-	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n", f.path("tokens"))
+// Enrol gives a facility its SoftHSM token, by the product's own chip process: device key and
+// certificate, then a service key and certificate for each group, bound to the device. The keys
+// are made on the token; what leaves it are requests.
+func (f *Facility) Enrol(ctx context.Context, p *Provider, services ...string) (err error) {
 	for name, text := range map[string]string{
-		f.path("etc", "softhsm2.conf"): conf,
+		f.path("etc", "softhsm2.conf"): fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n", f.path("tokens")),
 		f.pinFile():                    TokenPIN + "\n",
-		f.path("etc", "so-pin"):        TokenSOPIN + "\n",
 		f.anchorFile():                 certPEM(p.CA.Policy.Anchor()),
-		f.path("etc", "device-ca.pem"): p.deviceAnchorPEM(),
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			return err
 		}
 	}
-	if err := f.WriteConfig(""); err != nil {
+	blank, err := f.chip(ctx, "", pkichip.PINSource{Value: []byte(TokenPIN), SOPIN: []byte(TokenSOPIN)})
+	if err != nil {
 		return err
 	}
-	if _, err := f.Wardgate(ctx, f.TokenArgs("init", "--so-pin-file", f.path("etc", "so-pin"))...); err != nil {
+	_, err = blank.InitToken(ctx, f.tokenLabel(), false)
+	if err := errors.Join(err, blank.Close()); err != nil {
 		return err
 	}
-	device, err := f.certify(ctx, p, "device", f.DeviceID, nil)
+	c, err := f.chip(ctx, f.tokenLabel(), pkichip.PINSource{File: f.pinFile()})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	device, err := f.certify(ctx, c, p, pkichip.LayerDevice, "", f.DeviceID, nil)
 	if err != nil {
 		return err
 	}
 	f.leafDER = device.Raw
 	for _, s := range services {
-		if _, err := f.certify(ctx, p, s, f.ServiceID(s), device); err != nil {
+		if _, err := f.certify(ctx, c, p, pkichip.LayerService, s, f.ServiceID(s), device); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// certify makes a key on the token, has its request answered and imports the certificate.
-func (f *Facility) certify(ctx context.Context, p *Provider, layer, name string, device *x509.Certificate) (*x509.Certificate, error) {
-	csr, crt, ca := f.path("etc", layer+".csr"), f.path("etc", layer+".pem"), f.path("etc", layer+"-ca.pem")
-	args := []string{"--name", name, "--out", csr}
-	req := labca.FromCSR{At: time.Now().Add(-time.Minute)}
+// certify makes a key on the token, has its request answered and stores the certificate.
+func (f *Facility) certify(ctx context.Context, c *pkichip.Chip, p *Provider, layer pkichip.Layer, service, name string, device *x509.Certificate) (*x509.Certificate, error) {
+	now := time.Now()
 	authority := p.CA.Device
-	if device != nil {
-		args = append(args, "--service", layer)
-		authority = p.CA.Services[layer]
-		if authority == nil {
-			return nil, fmt.Errorf("lab: the provider has no service %q", layer)
+	req := labca.FromCSR{At: now.Add(-time.Minute)}
+	if layer == pkichip.LayerService {
+		if authority = p.CA.Services[service]; authority == nil {
+			return nil, fmt.Errorf("lab: the provider has no service %q", service)
 		}
 		req.DeviceAnchors = []*x509.Certificate{p.CA.Device.Anchor()}
 		req.DeviceCA = p.CA.Device.Intermediates()
 		req.Device = device
 	}
-	if _, err := f.Wardgate(ctx, f.TokenArgs("csr", args...)...); err != nil {
-		return nil, err
-	}
-	text, err := os.ReadFile(csr)
+	key, err := c.Generate(ctx, layer, service, pkichip.P256)
 	if err != nil {
 		return nil, err
 	}
-	req.CSR = text
+	if req.CSR, err = c.CSR(ctx, key, name, now); err != nil {
+		return nil, err
+	}
 	p.mu.Lock()
 	cert, err := authority.IssueFromCSR(req)
 	p.mu.Unlock()
 	if err != nil {
 		return nil, fmt.Errorf("request for %s: %w", name, err)
 	}
-	if err := os.WriteFile(crt, []byte(chainPEM(append([]*x509.Certificate{cert}, authority.Intermediates()...)...)), 0o644); err != nil {
-		return nil, err
+	if f.handles == nil {
+		f.handles = map[string]string{}
 	}
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority.Anchor().Raw}), 0o644); err != nil {
-		return nil, err
+	f.handles[service] = hex.EncodeToString(key.ID)
+	return cert, c.Store(ctx, pkichip.Store{
+		Layer: layer, Service: service, Cert: cert, Chain: authority.Intermediates(),
+		Anchors: []*x509.Certificate{authority.Anchor()},
+	})
+}
+
+// tokenHandles returns the CKA_IDs, in hex, of the device key and of a service's key.
+func (f *Facility) tokenHandles(service string) ([2]string, error) {
+	h := [2]string{f.handles[""], f.handles[service]}
+	if h[0] == "" || h[1] == "" {
+		return h, fmt.Errorf("lab: %s has no token with keys for %q", f.Title, service)
 	}
-	args = []string{"--cert", crt, "--anchors", ca}
-	if device != nil {
-		args = append(args, "--service", layer)
-	}
-	_, err = f.Wardgate(ctx, f.TokenArgs("import", args...)...)
-	return cert, err
+	return h, nil
 }
