@@ -38,6 +38,7 @@ type desc struct {
 	df       bool
 	ipOpt    []byte // IPv4 options, or an IPv6 destination options header
 	src, dst uint8  // last octet of the addresses
+	addrs    []byte // both addresses, instead of src and dst
 	sp, dp   uint16
 	seq, ack uint32
 	flags    uint8
@@ -49,13 +50,18 @@ type desc struct {
 func (d desc) pseudo(n int) []byte {
 	var b []byte
 	if d.v6 {
-		b = append(b, d.addr(d.src)...)
-		b = append(b, d.addr(d.dst)...)
+		b = append(b, d.both()...)
 		return append(b, 0, 0, byte(n>>8), byte(n), 0, 0, 0, d.proto)
 	}
-	b = append(b, d.addr(d.src)...)
-	b = append(b, d.addr(d.dst)...)
+	b = append(b, d.both()...)
 	return append(b, 0, d.proto, byte(n>>8), byte(n))
+}
+
+func (d desc) both() []byte {
+	if d.addrs != nil {
+		return d.addrs
+	}
+	return append(d.addr(d.src), d.addr(d.dst)...)
 }
 
 func (d desc) addr(last uint8) []byte {
@@ -108,8 +114,7 @@ func (d desc) build(partial bool) []byte {
 		} else {
 			b = append(b, d.proto, d.ttl)
 		}
-		b = append(b, d.addr(d.src)...)
-		b = append(b, d.addr(d.dst)...)
+		b = append(b, d.both()...)
 		b = append(b, d.ipOpt...)
 		return append(b, l4...)
 	}
@@ -120,8 +125,7 @@ func (d desc) build(partial bool) []byte {
 	if d.df {
 		b[6] = 0x40
 	}
-	b = append(b, d.addr(d.src)...)
-	b = append(b, d.addr(d.dst)...)
+	b = append(b, d.both()...)
 	b = append(b, d.ipOpt...)
 	be.PutUint16(b[10:], ^slowSum(b))
 	return append(b, l4...)
@@ -188,12 +192,12 @@ func parse(b []byte) (d desc, ok bool) {
 			return d, false
 		}
 		d.tos, d.id, d.df, d.ttl, d.proto = b[1], be.Uint16(b[4:]), b[6]&0x40 != 0, b[8], b[9]
-		d.src, d.dst = b[15], b[19]
+		d.addrs = b[12:20]
 		d.ipOpt = b[20:ihl]
 		l4 = b[ihl:]
 	case b[0]>>4 == 6 && len(b) >= 40 && int(be.Uint16(b[4:])) == len(b)-40:
 		d.v6, d.tos, d.flow = true, uint8(be.Uint16(b)>>4), be.Uint32(b)&0xfffff
-		d.proto, d.ttl, d.src, d.dst = b[6], b[7], b[23], b[39]
+		d.proto, d.ttl, d.addrs = b[6], b[7], b[8:40]
 		l4 = b[40:]
 	default:
 		return d, false
