@@ -70,7 +70,7 @@ const iperfPort = 5201
 func openForIperf(h *lab.Hospital) error {
 	lanB, archive := h.Modality.Zone.Prefix.String(), h.Archive.Addr.String()
 	for _, proto := range []string{"tcp", "udp"} {
-		h.AB.Flows = append(h.AB.Flows, lab.Agreed{Name: "iperf " + proto, From: h.B, Src: []string{lanB}, Dst: []string{archive}, Protocol: proto, Ports: []string{strconv.Itoa(iperfPort)}})
+		h.AB.Flows = append(h.AB.Flows, lab.Agreed{Name: "iperf-" + proto, From: h.B, Src: []string{lanB}, Dst: []string{archive}, Protocol: proto, Ports: []string{strconv.Itoa(iperfPort)}})
 	}
 	return errors.Join(
 		lab.Cable(h.Modality.Netns, "raw", h.Archive.Netns, "raw"),

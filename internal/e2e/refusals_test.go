@@ -78,7 +78,7 @@ func TestRefusedPolicies(t *testing.T) {
 		{"failing tests", "policy-tests-failed", func() []byte {
 			d := good()
 			d.Tests = append(d.Tests, policy.Test{
-				Name: "B reaches the reader", From: h.Modality.Addr.String(), To: h.Reader.Addr.String(),
+				Name: "b-reaches-the-reader", From: h.Modality.Addr.String(), To: h.Reader.Addr.String(),
 				Protocol: "tcp", Port: 22, Expect: policy.ExpectAllow,
 			})
 			return unchecked(d)

@@ -23,7 +23,7 @@ type Contract struct {
 
 // Agreed is a flow that a contract allows; From opens it.
 type Agreed struct {
-	Name     string
+	Name     string // letters, digits, '-', '_' and '.'
 	From     *Facility
 	Src, Dst []string // addresses or prefixes
 	Protocol string
@@ -134,14 +134,14 @@ func policyTests(f *Facility, contracts []*Contract) []policy.Test {
 		peers = append(peers, peer)
 		for _, a := range c.Flows {
 			tests = append(tests, policy.Test{
-				Name: c.Name + ": " + a.Name, From: firstAddr(a.Src[0]), To: firstAddr(a.Dst[0]),
+				Name: c.Name + "." + a.Name, From: firstAddr(a.Src[0]), To: firstAddr(a.Dst[0]),
 				Protocol: a.Protocol, Port: port(a), Connection: c.Name, Expect: policy.ExpectAllow,
 			})
 		}
 	}
 	deny := func(from, to *Facility) {
 		tests = append(tests, policy.Test{
-			Name: from.Title + " does not reach " + to.Title, From: firstAddr(from.Zones[0].Prefix.String()), To: firstAddr(to.Zones[0].Prefix.String()),
+			Name: "no-relay." + from.Name + "-" + to.Name, From: firstAddr(from.Zones[0].Prefix.String()), To: firstAddr(to.Zones[0].Prefix.String()),
 			Protocol: "tcp", Port: DICOMPort, Expect: policy.ExpectDeny,
 		})
 	}

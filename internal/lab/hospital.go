@@ -83,13 +83,13 @@ func NewHospital(ctx context.Context, l *Lab, idle time.Duration) (*Hospital, er
 			{"studies", h.B, []string{lanB}, []string{archive}, "tcp", []string{"11112"}},
 			{"probe", h.B, []string{lanB}, []string{archive}, "udp", []string{"7007"}},
 			{"ping", h.B, []string{lanB}, []string{archive}, "icmp", nil},
-			{"ping back", h.A, []string{archive}, []string{lanB}, "icmp", nil},
+			{"ping-back", h.A, []string{archive}, []string{lanB}, "icmp", nil},
 		},
 	}
 	h.AC = &Contract{
 		Name: "a-c", Service: GroupB, Parties: [2]*Facility{h.A, h.C}, Idle: idle,
 		Flows: []Agreed{
-			{"second opinion", h.A, []string{reader}, []string{lanC}, "tcp", []string{"11112"}},
+			{"second-opinion", h.A, []string{reader}, []string{lanC}, "tcp", []string{"11112"}},
 			{"probe", h.A, []string{reader}, []string{lanC}, "udp", []string{"7007"}},
 			{"ping", h.A, []string{reader}, []string{lanC}, "icmp", nil},
 		},
