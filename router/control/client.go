@@ -114,9 +114,14 @@ func (c *Client) Up(ctx context.Context, name string) (*Connection, error) {
 	if at, ok := ctx.Deadline(); ok {
 		wait = min(max(time.Until(at), 0), maxWait)
 		// The daemon watches the time; the answer itself needs some, too.
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), wait+requestTime)
+		longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), wait+requestTime)
 		defer cancel()
+		defer context.AfterFunc(ctx, func() {
+			if errors.Is(ctx.Err(), context.Canceled) {
+				cancel()
+			}
+		})()
+		ctx = longer
 	}
 	return call[*Connection](ctx, c, http.MethodPost, "/v1/connections/"+url.PathEscape(name)+"/up?wait="+wait.Round(time.Millisecond).String(), nil)
 }
