@@ -114,10 +114,11 @@ func (c *Client) Up(ctx context.Context, name string) (*Connection, error) {
 	if at, ok := ctx.Deadline(); ok {
 		wait = min(max(time.Until(at), 0), maxWait)
 		// The daemon watches the time; the answer itself needs some, too.
+		callers := ctx
 		longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), wait+requestTime)
 		defer cancel()
-		defer context.AfterFunc(ctx, func() {
-			if errors.Is(ctx.Err(), context.Canceled) {
+		defer context.AfterFunc(callers, func() {
+			if errors.Is(callers.Err(), context.Canceled) {
 				cancel()
 			}
 		})()

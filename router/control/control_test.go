@@ -37,12 +37,12 @@ func serve(t *testing.T, b control.Backend) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx) }()
+	go func() { done <- s.Serve() }()
 	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+		defer cancel()
+		if err := errors.Join(s.Shutdown(ctx), <-done); err != nil {
 			t.Error(err)
 		}
 		if _, err := os.Stat(socket); !errors.Is(err, os.ErrNotExist) {
@@ -250,10 +250,13 @@ func TestCallers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx) }()
-	defer func() { cancel(); <-done }()
+	go func() { done <- s.Serve() }()
+	defer func() {
+		if err := errors.Join(s.Close(), <-done); err != nil {
+			t.Error(err)
+		}
+	}()
 	info, err := os.Stat(socket)
 	if err != nil {
 		t.Fatal(err)

@@ -24,19 +24,18 @@ import (
 // Limits of the server. A caller is local and mostly trusted, but a runaway script must not take
 // the router's memory.
 const (
-	maxHeader     = 16 << 10
-	maxQuestion   = 64 << 10 // body of a question
-	maxPolicy     = 16 << 20 // body that is a policy file
-	maxRequests   = 32       // at once
-	maxName       = 128      // bytes of a connection's name
-	maxAudit      = 10000    // records
-	defaultAudit  = 50
-	requestTime   = 30 * time.Second
-	maxWait       = 60 * time.Second // of up
-	defaultWait   = 30 * time.Second
-	headerTime    = 5 * time.Second
-	idleTime      = 60 * time.Second
-	shutdownGrace = 2 * time.Second
+	maxHeader    = 16 << 10
+	maxQuestion  = 64 << 10 // body of a question
+	maxPolicy    = 16 << 20 // body that is a policy file
+	maxRequests  = 32       // at once
+	maxName      = 128      // bytes of a connection's name
+	maxAudit     = 10000    // records
+	defaultAudit = 50
+	requestTime  = 30 * time.Second
+	maxWait      = 60 * time.Second // of up
+	defaultWait  = 30 * time.Second
+	headerTime   = 5 * time.Second
+	idleTime     = 60 * time.Second
 )
 
 // ServerOptions say where and for whom the API is served.
@@ -130,27 +129,34 @@ func clearSocket(path string) error {
 	return nil
 }
 
-// Serve answers until ctx ends, then lets requests finish for a short while, and removes the
-// socket. It returns nil after ctx ended.
-func (s *Server) Serve(ctx context.Context) error {
-	done := make(chan error, 1)
-	go func() { done <- s.http.Serve(s.ln) }()
-	select {
-	case err := <-done:
+// Serve answers until Shutdown or Close, and then returns nil.
+func (s *Server) Serve() error {
+	if err := s.http.Serve(s.ln); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("control: serving at %s: %w", s.opt.Socket, err)
-	case <-ctx.Done():
 	}
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
-	defer cancel()
-	if err := s.http.Shutdown(grace); err != nil {
-		s.http.Close() // their callers have had their time
-	}
-	<-done
 	return nil
 }
 
-// Close ends a Server that never served.
-func (s *Server) Close() error { return s.ln.Close() }
+// Shutdown removes the socket and lets the requests that are being answered finish, until ctx
+// ends: then their connections are closed, which is no error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.http.Shutdown(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = s.http.Close()
+	}
+	return errors.Join(err, s.closeListener())
+}
+
+// Close ends at once, also a Server that never served.
+func (s *Server) Close() error { return errors.Join(s.http.Close(), s.closeListener()) }
+
+// closeListener closes (and so removes) the socket where Serve had not begun.
+func (s *Server) closeListener() error {
+	if err := s.ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("control: closing %s: %w", s.opt.Socket, err)
+	}
+	return nil
+}
 
 // logWriter turns net/http's own complaints into records.
 type logWriter struct{ log func(string, ...any) }
