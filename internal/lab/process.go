@@ -75,7 +75,11 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 func (p *Process) Running() error {
 	select {
 	case <-p.done:
-		return fmt.Errorf("%s has ended (%v); its last words:\n%s", p.Name, p.err, p.Tail(12))
+		err := p.err
+		if err == nil {
+			err = errors.New("exit status 0")
+		}
+		return fmt.Errorf("%s has ended: %w; its last words:\n%s", p.Name, err, p.Tail(12))
 	default:
 		return nil
 	}

@@ -9,7 +9,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -93,12 +92,4 @@ func fingerprint(der []byte) string {
 
 func certPEM(c *x509.Certificate) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
-}
-
-func chainPEM(certs ...*x509.Certificate) string {
-	var b strings.Builder
-	for _, c := range certs {
-		b.WriteString(certPEM(c))
-	}
-	return b.String()
 }
