@@ -105,13 +105,13 @@ func (q *queue) readReady(fd uintptr) bool {
 			r.malformed.Add(1)
 			continue
 		}
-		r.calls.Add(1)
 		var h virtioHeader
 		h.decode(r.raw)
 		if err := r.seg.begin(&h, r.raw[virtioHeaderLen:n]); err != nil {
 			r.malformed.Add(1)
 			continue
 		}
+		r.calls.Add(1)
 		q.segment()
 	}
 	return true
