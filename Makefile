@@ -52,6 +52,7 @@ fuzz: ## every fuzz target for FUZZTIME=10m
 
 interop: install build ## against strongSwan, in network namespaces (as root)
 	CI=true $(GO) test -count=1 -timeout 20m -v ./internal/interop/...
+	CI=true $(GO) test -count=1 -timeout 20m -v -run StrongSwan ./internal/e2e
 
 sim: ## randomized schedules of loss, reordering and duplication on a virtual clock: N=2000 SEED=0 (0: a new seed)
 	WARDGATE_SIM_N=$(N) WARDGATE_SIM_SEED=$(SEED) $(GO) test -count=1 -timeout 12h -v -run 'Sim|Random|Schedule' ./ike/...
