@@ -1,0 +1,114 @@
+package router
+
+import (
+	"errors"
+	"sync/atomic"
+
+	"wardgate/esp"
+)
+
+// dropReason says why the data path did not let a packet through.
+type dropReason uint8
+
+const (
+	dropNone dropReason = iota
+	dropMalformed
+	dropFragment
+	dropNotUnicast
+	dropNoPolicy
+	dropPolicy
+	dropNoState
+	dropSelectors
+	dropBlocked
+	dropWaiting
+	dropManual
+	dropHeldFull
+	dropSeal
+	dropSend
+	dropUnknownSPI
+	dropReplay
+	dropICV
+	dropESP
+	dropDummy
+	dropECN
+	dropTUN
+	numDropReasons
+)
+
+var dropNames = [numDropReasons]string{
+	dropNone:       "none",
+	dropMalformed:  "malformed",
+	dropFragment:   "fragment-without-first",
+	dropNotUnicast: "not-unicast",
+	dropNoPolicy:   "no-policy",
+	dropPolicy:     "policy",
+	dropNoState:    "not-a-reply",
+	dropSelectors:  "outside-selectors",
+	dropBlocked:    "connection-blocked",
+	dropWaiting:    "connection-failed",
+	dropManual:     "connection-not-started",
+	dropHeldFull:   "too-many-waiting",
+	dropSeal:       "sa-exhausted",
+	dropSend:       "send-failed",
+	dropUnknownSPI: "unknown-spi",
+	dropReplay:     "replay",
+	dropICV:        "not-authentic",
+	dropESP:        "malformed-esp",
+	dropDummy:      "dummy",
+	dropECN:        "ecn",
+	dropTUN:        "tun-write-failed",
+}
+
+// String returns the stable name that counters and records use.
+func (r dropReason) String() string { return dropNames[r] }
+
+// recorded tells whether a drop is a refusal that belongs into the audit record (AUD-5), and not
+// weather on the line.
+func (r dropReason) recorded() bool {
+	switch r {
+	case dropMalformed, dropFragment, dropNoPolicy, dropPolicy, dropNoState, dropSelectors, dropBlocked, dropManual:
+		return true
+	}
+	return false
+}
+
+// dropCounters counts drops by reason.
+type dropCounters [numDropReasons]atomic.Uint64
+
+func (c *dropCounters) add(r dropReason) { c[r].Add(1) }
+
+func (c *dropCounters) snapshot() map[string]uint64 {
+	m := make(map[string]uint64, len(c))
+	for r := dropMalformed; r < numDropReasons; r++ {
+		if n := c[r].Load(); n != 0 {
+			m[r.String()] = n
+		}
+	}
+	return m
+}
+
+// dropFor maps the errors of connection.hold.
+func dropFor(err error) dropReason {
+	switch {
+	case errors.Is(err, errConnBlocked):
+		return dropBlocked
+	case errors.Is(err, errConnWaiting):
+		return dropWaiting
+	case errors.Is(err, errConnManual):
+		return dropManual
+	}
+	return dropHeldFull
+}
+
+// dropForOpen maps the sentinels of esp.Inbound.Open, which are never wrapped.
+func dropForOpen(err error) dropReason {
+	switch err { //nolint:errorlint // hot path; see above
+	case esp.ErrReplay:
+		return dropReplay
+	case esp.ErrAuth:
+		return dropICV
+	case esp.ErrDummy:
+		return dropDummy
+	}
+	return dropESP
+}

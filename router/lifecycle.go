@@ -1,0 +1,180 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"wardgate/audit"
+	"wardgate/ike"
+)
+
+// lifecycle looks after the connections and the policy once a second: it ends what is idle,
+// starts what is always to be up, and takes an expired policy out of force.
+func (r *Router) lifecycle(ctx context.Context) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	sweep := 0
+	for {
+		select {
+		case <-ctx.Done():
+			r.recordRefusals()
+			return
+		case rec := <-r.refused.out:
+			r.recordRefusal(rec)
+			continue
+		case <-t.C:
+		}
+		now := time.Now()
+		r.refused.refill()
+		if sweep++; sweep%10 == 0 {
+			r.dp.flows.sweep(r.dp.now() / int64(time.Second))
+			r.recordRefusals()
+		}
+		r.mu.Lock()
+		expired := r.doc != nil && !now.Before(r.doc.NotAfter)
+		r.mu.Unlock()
+		if expired {
+			r.expirePolicy()
+			continue
+		}
+		for _, c := range r.connections() {
+			r.tend(c, now)
+		}
+	}
+}
+
+// tend does for one connection what the time asks for.
+func (r *Router) tend(c *connection, now time.Time) {
+	spec := c.spec.Load()
+	switch spec.start {
+	case startAlways:
+		c.mu.Lock()
+		due := c.state == connIdle || c.state == connWaiting && !now.Before(c.retryAt)
+		if due {
+			c.setState(connConnecting, now)
+			c.wokenAt = now
+		}
+		c.mu.Unlock()
+		if due {
+			r.wake(c)
+		}
+	case startOnDemand, startManual:
+		c.mu.Lock()
+		idle := time.Duration(r.dp.now() - c.lastUse.Load())
+		over := spec.idle > 0 && c.state == connUp && now.Sub(c.since) >= spec.idle && idle >= spec.idle
+		if over {
+			c.setState(connClosing, now)
+			c.cur.Store(nil)
+		}
+		c.mu.Unlock()
+		if over {
+			r.log.Info("connection is idle", zap.String("connection", c.name), zap.Duration("for", idle))
+			r.ep.Terminate(c.name, fmt.Sprintf("idle for %s", idle.Round(time.Second)))
+		}
+	}
+	c.mu.Lock()
+	if c.state == connWaiting && !now.Before(c.retryAt) && spec.start != startAlways {
+		c.setState(connIdle, now) // the next packet may try again
+	}
+	c.mu.Unlock()
+}
+
+// --- records ------------------------------------------------------------------------------
+
+// record hands a record to the writer. It never blocks: when the disk cannot follow, the loss is
+// itself recorded.
+func (r *Router) record(rec audit.Record) {
+	if rec.Time.IsZero() {
+		rec.Time = time.Now()
+	}
+	rec.Clock, rec.ClockError = clockQuality()
+	r.events.add(rec)
+	select {
+	case r.records <- rec:
+	default:
+		r.refused.missed.Add(1)
+		r.log.Error("audit record cannot be written fast enough", zap.String("event", string(rec.Event)), zap.String("what", rec.What))
+	}
+}
+
+func (r *Router) writeRecords() {
+	for rec := range r.records {
+		if err := r.audit.Append(rec); err != nil {
+			r.log.Error("audit record cannot be written", zap.Error(err), zap.String("event", string(rec.Event)), zap.String("what", rec.What))
+		}
+	}
+}
+
+// recordRefusals writes the refused packets that were counted since the last time.
+func (r *Router) recordRefusals() {
+	recs, missed := r.refused.flush()
+	for _, rec := range recs {
+		r.recordRefusal(rec)
+	}
+	if missed > 0 {
+		r.record(audit.Record{Event: audit.EventFlowRefused, What: "many packets", Result: audit.ResultRefused,
+			Detail: map[string]string{"count": fmt.Sprint(missed), "reason": "beyond the limit of single records; the counters have them by reason"}})
+	}
+}
+
+func (r *Router) recordRefusal(rec refusalRecord) {
+	ev := audit.EventFlowRefused
+	switch rec.reason {
+	case "relay", "no-relay", "not-a-local-zone", "tunnel-to-non-zone", "source-not-in-a-local-zone":
+		ev = audit.EventRelayRefused
+	}
+	d := map[string]string{"reason": rec.reason, "direction": rec.dir.String(), "count": fmt.Sprint(rec.n), "by": rec.where}
+	if rec.n > 1 {
+		d["first"], d["last"] = rec.first.UTC().Format(time.RFC3339Nano), rec.last.UTC().Format(time.RFC3339Nano)
+	}
+	if rec.conn != "" {
+		d["connection"] = rec.conn
+	}
+	who := ""
+	if rec.src.IsValid() {
+		who = rec.src.String()
+	}
+	what := "malformed packet"
+	if rec.dst.IsValid() {
+		what = rec.target()
+	}
+	r.record(audit.Record{Event: ev, Who: who, What: what, Where: rec.conn, Result: audit.ResultRefused, Detail: d})
+}
+
+// ikeRefusal records what IKE refused.
+func (r *Router) ikeRefusal(f ike.Refusal) {
+	if !r.ikeRefused.note(&f, time.Now()) {
+		return
+	}
+	ids := idStrings(f.IDs)
+	r.log.Warn("refused", zap.String("code", string(f.Code)), zap.String("connection", f.Peer), zap.Stringer("remote", f.Remote),
+		zap.Int("round", f.Round), zap.String("role", f.Role), zap.Strings("ids", ids), zap.String("text", f.Text), zap.Error(f.Err))
+	d := map[string]string{"code": string(f.Code), "text": f.Text}
+	if f.Err != nil {
+		d["error"] = f.Err.Error()
+	}
+	if f.Role != "" {
+		d["round"] = f.Role
+	}
+	for i, id := range ids {
+		d[fmt.Sprintf("id_%d", i+1)] = id
+	}
+	r.record(audit.Record{Time: f.At, Event: audit.EventAuthRefused, Who: joinOr(ids, "unknown"), What: f.Peer, Where: f.Remote.String(), Result: audit.ResultRefused, Detail: d})
+}
+
+func resultOf(err error) audit.Result {
+	if err != nil {
+		return audit.ResultFailed
+	}
+	return audit.ResultInfo
+}
+
+func errDetail(err error) map[string]string {
+	if err == nil {
+		return nil
+	}
+	return map[string]string{"error": err.Error()}
+}

@@ -1,0 +1,419 @@
+package router
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"wardgate/audit"
+	"wardgate/ike"
+	"wardgate/pkichip"
+	"wardgate/policy"
+	"wardgate/router/config"
+	"wardgate/router/control"
+	"wardgate/router/kernel"
+	"wardgate/tun"
+)
+
+// Token is what the router needs of the double-layered token; *pkichip.Chip implements it.
+type Token interface {
+	Credentials(ctx context.Context) ([]pkichip.Credential, error)
+	Events() <-chan pkichip.Event
+	Close() error
+}
+
+// Router is the appliance. New opens what it needs, Run works until its context ends.
+type Router struct {
+	cfg     *config.Config
+	log     *zap.Logger
+	version string
+	started time.Time
+
+	dp       *datapath
+	tun      *tun.Device
+	tunName  string
+	socks    []*udpSocket
+	kern     *kernel.Kernel
+	ep       *ike.Endpoint
+	chip     Token
+	audit    *audit.Log
+	store    policyStore
+	refused  *refusals
+	children sync.Map // ike.ChildID → *childSA
+
+	flushMu sync.Mutex
+	flusher *outWorker // sends what was held back; guarded by flushMu
+
+	records    chan audit.Record // to the one writer of the audit record
+	events     eventRing
+	ikeRefused ikeRefusals
+
+	installMu sync.Mutex // one policy installation at a time; taken before mu
+	peersMu   sync.Mutex // one SetPeers at a time; taken before mu
+
+	mu          sync.Mutex // guards what follows
+	anchors     []*x509.Certificate
+	anchorCRLs  []*x509.RevocationList
+	conns       map[string]*connection
+	doc         *policy.Document // in force; nil: none
+	policyAt    time.Time
+	policyErr   *control.Error // why there is none
+	creds       []pkichip.Credential
+	deviceDER   []byte
+	tokenState  string
+	tokenErr    *control.Error
+	kernRefused map[string]control.Refused
+}
+
+// Options of New.
+type Options struct {
+	Config  *config.Config
+	Log     *zap.Logger
+	Version string
+	// Token replaces the chip process, in tests.
+	Token Token
+}
+
+// New opens the audit record, the kernel's tables, the TUN device, the sockets and the chip
+// process. It needs CAP_NET_ADMIN, CAP_NET_BIND_SERVICE and CAP_NET_RAW. Nothing passes before
+// Run.
+func New(opt Options) (_ *Router, err error) {
+	cfg := opt.Config
+	r := &Router{
+		cfg: cfg, log: opt.Log, version: opt.Version, started: time.Now(),
+		store:   policyStore{file: cfg.Policy.File, dir: cfg.Daemon.StateDir},
+		records: make(chan audit.Record, 1024), conns: make(map[string]*connection),
+		kernRefused: make(map[string]control.Refused), tokenState: control.TokenStarting,
+	}
+	r.refused = newRefusals(time.Now)
+	r.dp = &datapath{
+		start: r.started, flows: newFlowTable(cfg.Limits.Flows), sad: newSAD(),
+		refuse: r.refused.note, wake: r.wake, switch_: r.switchTo, rekey: r.rekeyChild, ike: r.ikeDatagram,
+	}
+	r.dp.rules.Store(&ruleset{})
+	defer func() {
+		if err != nil {
+			r.closeAll()
+		}
+	}()
+	if r.audit, err = audit.Open(cfg.Audit.File, audit.Options{Now: time.Now}); err != nil {
+		return nil, fmt.Errorf("open the audit record %s: %w", cfg.Audit.File, err)
+	}
+	if err = r.loadAnchors(); err != nil {
+		return nil, err
+	}
+	r.kern, err = kernel.Open(kernel.Options{
+		RouteTable: cfg.Network.RouteTable, RulePriority: cfg.Network.RulePriority, Mark: cfg.Network.Mark, LogGroup: cfg.Network.NFLogGroup,
+		Log: func(msg string, kv ...any) { r.log.Sugar().Infow("kernel: "+msg, kv...) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	queues := cfg.Network.Queues
+	if queues == 0 {
+		queues = min(runtime.NumCPU(), 8)
+	}
+	r.tun, err = tun.Open(tun.Options{Name: cfg.Network.TUN, MTU: cfg.Network.MTU, Queues: queues, Offload: true})
+	if err != nil {
+		return nil, fmt.Errorf("open the TUN device %q: %w", cfg.Network.TUN, err)
+	}
+	r.tunName = r.tun.Name()
+	for _, q := range r.tun.Queues() {
+		r.dp.queues = append(r.dp.queues, &tunWriter{q: q})
+	}
+	r.flusher = &outWorker{datapath: r.dp, w: r.dp.queues[0]}
+	if err = r.openSockets(); err != nil {
+		return nil, err
+	}
+	r.ep, err = ike.NewEndpoint(ike.Config{
+		Clock: systemClock{}, Rand: rand.Reader, Owner: owner{r},
+		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound,
+		CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.chip = opt.Token
+	if r.chip == nil {
+		r.chip, err = r.startChip()
+		if err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func (r *Router) openSockets() error {
+	addrs := r.cfg.Network.Listen
+	any := len(addrs) == 0
+	if any {
+		addrs = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	}
+	for _, a := range addrs {
+		for _, natt := range []bool{false, true} {
+			port := r.cfg.Network.IKEPort
+			if natt {
+				port = r.cfg.Network.NATTPort
+			}
+			s, err := openSocket(a, port, natt, r.cfg.Network.Mark)
+			if err != nil {
+				if any && a.Is6() && noIPv6(err) {
+					r.log.Info("no IPv6 on this machine", zap.Error(err))
+					break
+				}
+				return err
+			}
+			r.socks = append(r.socks, s)
+		}
+	}
+	return nil
+}
+
+// Run loads the policy and works until ctx ends; then it tells the peers, and leaves the kernel's
+// filters in place so that nothing leaks. ready is called once when packets can flow.
+func (r *Router) Run(ctx context.Context, ready func()) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg, writer sync.WaitGroup
+	writer.Go(r.writeRecords)
+	r.record(audit.Record{Event: audit.EventStarted, What: "wardgated " + r.version, Result: audit.ResultInfo})
+
+	r.refreshCredentials(ctx)
+	r.loadPolicy()
+	r.setPeers()
+
+	for i, q := range r.tun.Queues() {
+		w := &outWorker{datapath: r.dp, w: r.dp.queues[i]}
+		wg.Go(func() {
+			if err := w.run(q, r.cfg.Network.MTU); err != nil && !errors.Is(err, tun.ErrClosed) {
+				cancel(fmt.Errorf("TUN device %s: %w", r.tunName, err))
+			}
+		})
+	}
+	for i, s := range r.socks {
+		w := &inWorker{datapath: r.dp, w: r.dp.queues[i%len(r.dp.queues)]}
+		wg.Go(func() {
+			if err := w.run(s); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("UDP socket on port %d: %w", s.port, err))
+			}
+		})
+	}
+	wg.Go(func() { r.lifecycle(ctx) })
+	wg.Go(func() { r.tokenEvents(ctx) })
+	wg.Go(func() { r.watchKernel(ctx) })
+	wg.Go(func() { r.readKernelRefusals(ctx) })
+
+	if ready != nil {
+		ready()
+	}
+	<-ctx.Done()
+	err := context.Cause(ctx)
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	r.stop()
+	wg.Wait()
+	r.record(audit.Record{Event: audit.EventStopped, What: "wardgated " + r.version, Result: resultOf(err), Detail: errDetail(err)})
+	close(r.records)
+	writer.Wait()
+	r.closeAll()
+	return err
+}
+
+// stop tells the peers that we leave, and closes what the workers read from.
+func (r *Router) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Limits.ShutdownDeadline)
+	defer cancel()
+	if err := r.ep.Close(ctx); err != nil {
+		r.log.Warn("not every peer has confirmed the end", zap.Error(err))
+	}
+	r.dp.rules.Store(&ruleset{gen: r.dp.rules.Load().gen + 1})
+	r.children.Range(func(k, v any) bool {
+		child := v.(*childSA) //nolint:errcheck,forcetypeassert // the map holds nothing else
+		r.dp.sad.remove(child)
+		child.close()
+		r.children.Delete(k)
+		return true
+	})
+	for _, s := range r.socks {
+		s.conn.Close()
+	}
+	r.tun.Close()
+}
+
+// closeAll releases what New opened; safe to call twice and half-way through New. The kernel's
+// filters and unreachable routes stay.
+func (r *Router) closeAll() {
+	for _, s := range r.socks {
+		s.conn.Close()
+	}
+	if r.tun != nil {
+		r.tun.Close()
+	}
+	if r.chip != nil {
+		if err := r.chip.Close(); err != nil {
+			r.log.Warn("chip process", zap.Error(err))
+		}
+	}
+	if r.kern != nil {
+		r.kern.Close()
+	}
+	if r.audit != nil {
+		if err := r.audit.Close(); err != nil {
+			r.log.Error("audit record", zap.Error(err))
+		}
+	}
+}
+
+// Reload reads the policy anchors and the token again (SIGHUP).
+func (r *Router) Reload(ctx context.Context) error {
+	if err := r.loadAnchors(); err != nil {
+		return err
+	}
+	r.refreshCredentials(ctx)
+	if r.table() == nil {
+		r.loadPolicy()
+	}
+	r.setPeers()
+	return nil
+}
+
+// Health implements control.Backend.
+func (r *Router) Health(context.Context) error { return nil }
+
+func (r *Router) connection(name string) *connection {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.conns[name]
+}
+
+func (r *Router) connections() []*connection {
+	rs := r.dp.rules.Load()
+	return rs.conns
+}
+
+// table returns the policy in force, or nil.
+func (r *Router) table() *policy.Table {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.doc == nil {
+		return nil
+	}
+	return r.doc.Table()
+}
+
+func (r *Router) child(id ike.ChildID) *childSA {
+	v, ok := r.children.Load(id)
+	if !ok {
+		return nil
+	}
+	return v.(*childSA) //nolint:errcheck,forcetypeassert // the map holds nothing else
+}
+
+// lastInbound tells IKE when a CHILD SA last proved that the peer lives.
+func (r *Router) lastInbound(id ike.ChildID) time.Time {
+	child := r.child(id)
+	if child == nil {
+		return time.Time{}
+	}
+	at := child.lastIn.Load()
+	if at == 0 {
+		return time.Time{}
+	}
+	return r.dp.start.Add(time.Duration(at))
+}
+
+// rekeyChild asks IKE for a successor of a CHILD SA that has carried enough.
+func (r *Router) rekeyChild(child *childSA) {
+	go func() {
+		if err := r.ep.RekeyChild(child.id); err != nil {
+			r.log.Warn("cannot rekey", zap.String("connection", child.conn.name), zap.Error(err))
+		}
+	}()
+}
+
+// wake starts IKE for a connection that hold has put into connConnecting.
+func (r *Router) wake(c *connection) {
+	go func() {
+		if err := r.ep.Initiate(c.name, c.name); err != nil {
+			owner{r}.InitiateFailed(c.name, c.name, err)
+		}
+	}()
+}
+
+// --- IKE's way to and from the sockets ------------------------------------------------------
+
+func (r *Router) ikeDatagram(s *udpSocket, d datagram, msg []byte) {
+	local := d.local
+	if !local.IsValid() {
+		local = netip.IPv4Unspecified()
+	}
+	r.ep.HandleDatagram(ike.Path{Local: netip.AddrPortFrom(local, s.port), Remote: d.remote, Encap: s.natt}, msg)
+}
+
+// socketFor finds the socket that fits a path: its family, whether it is the NAT traversal one,
+// and the local address where the appliance listens on several.
+func (r *Router) socketFor(p ike.Path) *udpSocket {
+	var found *udpSocket
+	for _, s := range r.socks {
+		if s.natt != p.Encap || s.v6 != p.Remote.Addr().Is6() {
+			continue
+		}
+		if s.addr == p.Local.Addr() {
+			return s
+		}
+		if found == nil || s.addr.IsUnspecified() {
+			found = s
+		}
+	}
+	return found
+}
+
+func (r *Router) sendIKE(p ike.Path, msg []byte) {
+	s := r.socketFor(p)
+	if s == nil {
+		r.log.Warn("no socket for the path", zap.Stringer("path", p))
+		return
+	}
+	b := msg
+	if s.natt {
+		b = append(make([]byte, nonESPMarker, nonESPMarker+len(msg)), msg...)
+	}
+	// IKE itself is network control: DSCP CS6 (RFC 4594, section 3.2)
+	if err := s.write(b, s.appendControl(make([]byte, 0, maxOOB), p.Local.Addr(), 0xc0), p.Remote); err != nil {
+		r.log.Debug("cannot send an IKE message", zap.Stringer("path", p), zap.Error(err))
+	}
+}
+
+func (r *Router) sendKeepalive(p ike.Path) {
+	if s := r.socketFor(p); s != nil && s.natt {
+		_ = s.write([]byte{0xff}, s.appendControl(make([]byte, 0, maxOOB), p.Local.Addr(), 0), p.Remote) // the next one comes in seconds
+	}
+}
+
+// systemClock is the machine's clock.
+type systemClock struct{}
+
+func (systemClock) Now() time.Time { return time.Now() }
+
+func (systemClock) AfterFunc(d time.Duration, f func()) func() {
+	t := time.AfterFunc(d, f)
+	return func() { t.Stop() }
+}
+
+func (r *Router) auditPath() string { return filepath.Clean(r.cfg.Audit.File) }
+
+// Close releases what New opened, for a Router that is not run.
+func (r *Router) Close() error {
+	r.closeAll()
+	return nil
+}

@@ -1,0 +1,114 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"wardgate/audit"
+	"wardgate/pkichip"
+	"wardgate/router/control"
+)
+
+// startChip starts the chip process. A token that is missing or refuses the PIN is not an error
+// here: the appliance runs, says what is wrong, and works when the token is there.
+func (r *Router) startChip() (*pkichip.Chip, error) {
+	t := r.cfg.Token
+	return pkichip.Start(context.Background(), pkichip.Options{
+		Binary: t.Chip, Module: t.Module, TokenLabel: t.Label, User: t.User,
+		PIN:       pkichip.PINSource{File: t.PINFile, Credential: t.PINCredential, Env: t.PINEnv},
+		StateFile: filepath.Join(r.cfg.Daemon.StateDir, "pin-refused"),
+		Log: func(ev pkichip.Event) {
+			if ev.Kind == pkichip.EventModuleOutput {
+				r.log.Info("chip process", zap.String("text", ev.Text))
+			}
+		},
+	})
+}
+
+// refreshCredentials asks the token what it holds.
+func (r *Router) refreshCredentials(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	creds, err := r.chip.Credentials(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		r.creds = nil
+		r.tokenState, r.tokenErr = tokenTrouble(err)
+		r.log.Warn("token", zap.String("state", r.tokenState), zap.Error(err))
+		return
+	}
+	r.creds, r.tokenState, r.tokenErr = creds, control.TokenReady, nil
+	if d := credential(creds, 1, ""); d != nil {
+		r.deviceDER = d.Cert.Raw
+	}
+}
+
+// tokenTrouble translates an error of the chip process for the operator.
+func tokenTrouble(err error) (state string, e *control.Error) {
+	e = &control.Error{Kind: control.KindToken, Code: "token-failed", Title: "The token cannot be used", Detail: err.Error(), Hint: "check it with: wardgate token check"}
+	switch {
+	case errors.Is(err, pkichip.ErrTokenRemoved), errors.Is(err, pkichip.ErrNoToken):
+		e.Code, e.Title, e.Hint = "token-removed", "The token is not there", "insert the token; connections come back by themselves"
+		return control.TokenRemoved, e
+	case errors.Is(err, pkichip.ErrPIN):
+		e.Code, e.Title, e.Hint = "pin-refused", "The token refuses the PIN", "correct the PIN; the refused one is not tried again, so that the token does not lock"
+		return control.TokenPINRefused, e
+	case errors.Is(err, pkichip.ErrChipRestarting):
+		e.Code, e.Title, e.Hint = "token-starting", "The chip process is starting", "wait a moment"
+		return control.TokenStarting, e
+	}
+	return control.TokenFailed, e
+}
+
+// tokenText says in half a sentence how the token is; for messages.
+func (r *Router) tokenText() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.tokenErr != nil {
+		return r.tokenErr.Error()
+	}
+	return "the token is " + r.tokenState
+}
+
+// tokenEvents follows the token's life: when it goes, everything that depends on it ends (CHIP-6), and comes back
+// with it.
+func (r *Router) tokenEvents(ctx context.Context) {
+	for {
+		var ev pkichip.Event
+		var ok bool
+		select {
+		case <-ctx.Done():
+			return
+		case ev, ok = <-r.chip.Events():
+			if !ok {
+				return
+			}
+		}
+		r.log.Info("token event", zap.String("event", string(ev.Kind)), zap.String("text", ev.Text))
+		kind, result := audit.EventTokenError, audit.ResultFailed
+		switch ev.Kind {
+		case pkichip.EventRemoved:
+			kind, result = audit.EventTokenRemoved, audit.ResultInfo
+		case pkichip.EventInserted:
+			kind, result = audit.EventTokenInserted, audit.ResultInfo
+		case pkichip.EventPINRefused:
+			kind, result = audit.EventPINRefused, audit.ResultRefused
+		case pkichip.EventRestarted:
+			kind, result = audit.EventChipRestarted, audit.ResultInfo
+		case pkichip.EventModuleOutput:
+			continue
+		case pkichip.EventTokenFailed, pkichip.EventDied, pkichip.EventHung, pkichip.EventStartFailed:
+		}
+		r.record(audit.Record{Event: kind, What: r.cfg.Token.Label, Result: result, Detail: map[string]string{"text": ev.Text}})
+		r.refreshCredentials(ctx)
+		if r.table() == nil {
+			r.loadPolicy() // perhaps it only lacked the device certificate
+		}
+		r.setPeers()
+	}
+}
