@@ -69,9 +69,10 @@ func own(imp string) (string, bool) {
 	return strings.CutPrefix(imp, module+"/")
 }
 
-// laboratory reports whether a package only ever runs in tests or in the laboratory.
+// laboratory reports whether a package only ever runs in tests, in the laboratory, or as a
+// generator of tables.
 func laboratory(pkg string) bool {
-	return matches("internal/e2e/...", pkg) || matches("internal/interop/...", pkg) || strings.HasSuffix(path.Base(pkg), "test")
+	return strings.HasSuffix(pkg, "/internal/gen") || matches("internal/e2e/...", pkg) || matches("internal/interop/...", pkg) || strings.HasSuffix(path.Base(pkg), "test")
 }
 
 func TestArrows(t *testing.T) {
