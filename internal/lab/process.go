@@ -146,13 +146,8 @@ func startTime(pid int) (uint64, bool) {
 	if err != nil {
 		return 0, false
 	}
-	_, rest, ok := strings.Cut(string(text), ") ") // the name may hold anything but is followed by this
-	for more := ok; more; {
-		var r string
-		if _, r, more = strings.Cut(rest, ") "); more {
-			rest = r
-		}
-	}
+	// The program's name stands in brackets and may hold anything, brackets too.
+	rest := string(text[strings.LastIndexByte(string(text), ')')+1:])
 	f := strings.Fields(rest)
 	if len(f) < 20 || f[0] == "Z" {
 		return 0, false
@@ -185,4 +180,32 @@ func spawn(cmd *exec.Cmd) error {
 	r := spawnRequest{cmd, make(chan error, 1)}
 	spawnReq <- r
 	return <-r.err
+}
+
+// Children returns the PIDs of the process's children with a given program name (comm).
+func (p *Process) Children(comm string) ([]int, error) {
+	dirs, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var out []int
+	for _, d := range dirs {
+		pid, err := strconv.Atoi(d.Name())
+		if err != nil {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join("/proc", d.Name(), "stat"))
+		if err != nil {
+			continue // ended meanwhile
+		}
+		open, shut := strings.IndexByte(string(text), '('), strings.LastIndexByte(string(text), ')')
+		if open < 0 || shut < open {
+			continue
+		}
+		f := strings.Fields(string(text[shut+1:]))
+		if string(text[open+1:shut]) == comm && len(f) > 1 && f[1] == strconv.Itoa(p.PID) {
+			out = append(out, pid)
+		}
+	}
+	return out, nil
 }

@@ -110,3 +110,26 @@ func (f *Facility) tokenHandles(service string) ([2]string, error) {
 	}
 	return h, nil
 }
+
+// SetPIN writes the file from which the chip process reads the PIN.
+func (f *Facility) SetPIN(pin string) error {
+	return os.WriteFile(f.pinFile(), []byte(pin+"\n"), 0o600)
+}
+
+// PullToken takes the token away, as a hand would: SoftHSM's objects vanish from under the
+// module. Put it back with the function returned.
+func (f *Facility) PullToken() (back func() error, err error) {
+	here, away := f.path("tokens"), f.path("tokens-away")
+	if err := os.Rename(here, away); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(here, 0o755); err != nil {
+		return nil, err
+	}
+	return func() error {
+		if err := os.Remove(here); err != nil {
+			return err
+		}
+		return os.Rename(away, here)
+	}, nil
+}
