@@ -77,7 +77,7 @@ func TestRefused(t *testing.T) {
 	}{
 		{"not TOML", "=[daemon\n", []string{"test.toml:1:"}},
 		{"unknown key", "[daemon]\nstate_dri = '/x'\n", []string{"test.toml:2:1", `"daemon.state_dri"`, `did you mean "daemon.state_dir"`}},
-		{"unknown section", "[netwrok]\nmtu = 1400\n", []string{"test.toml:", "netwrok", `did you mean "network`}},
+		{"unknown section", "[networks]\nmtu = 1400\n", []string{"test.toml:", "networks", `did you mean "network`}},
 		{"key in the wrong section", "[daemon]\nmtu = 1400\n", []string{"test.toml:2:1", `did you mean "network.mtu"`}},
 		{"nothing near", "[daemon]\nzzzzzzzzzzzz = 1\n", []string{"docs/wardgated.toml"}},
 		{"wrong type", "[network]\nmtu = 'big'\n", []string{"test.toml:2:7"}},

@@ -415,7 +415,7 @@ func TestRoutesOfTheAdministrator(t *testing.T) {
 
 // TestDaemonDies (ZONE-8): the TUN device is gone, everything else stays.
 func TestDaemonDies(t *testing.T) {
-	for _, how := range []string{"killed", "lockdown", "lockdown by a new process", "stopped and policy routing"} {
+	for _, how := range []string{"killed", "lockdown", "lockdown by a new process", "lockdown by a new process after a flush", "stopped and policy routing"} {
 		t.Run(how, func(t *testing.T) {
 			l := newLab(t)
 			l.careless(t)
@@ -432,8 +432,18 @@ func TestDaemonDies(t *testing.T) {
 				if err := l.k.Lockdown(); err != nil {
 					t.Fatal(err)
 				}
-			case "lockdown by a new process":
+			case "lockdown by a new process", "lockdown by a new process after a flush":
 				l.k.Close()
+				if strings.HasSuffix(how, "flush") {
+					conn, err := nftables.New(nftables.WithNetNSFd(l.a.fd))
+					if err != nil {
+						t.Fatal(err)
+					}
+					conn.FlushRuleset()
+					if err := conn.Flush(); err != nil {
+						t.Fatal(err)
+					}
+				}
 				l.k = l.open(t)
 				if err := l.k.Lockdown(); err != nil {
 					t.Fatal(err)
@@ -449,7 +459,8 @@ func TestDaemonDies(t *testing.T) {
 				l.a.rule(t, 10, 99, netlink.FAMILY_V6)
 			}
 			for i, c := range [][2]string{
-				{"10.1.1.10:1000", "10.2.1.9:104"}, {"10.1.1.10:1000", "10.3.1.7:80"},
+				{"10.1.1.10:1000", "10.2.1.9:104"},
+				{"10.1.1.10:1000", "10.3.1.7:80"},
 				{"[fd00:1:1::10]:1000", "[fd00:2:1::9]:104"},
 			} {
 				payload := fmt.Sprintf("after %d", i)

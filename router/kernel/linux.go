@@ -280,7 +280,17 @@ func (k *Kernel) syncLocked() ([]string, error) {
 		}
 		// A table without a gate is not one of ours, or of another version: make it anew.
 	}
-	n, err := k.syncTable(&ruleset{state: State{TunName: k.opt.TunName}, locked: true})
+	// The unreachable routes of an earlier process tell what its table knew of remote prefixes.
+	routes, err := k.ourRoutes()
+	if err != nil {
+		return nil, err
+	}
+	s := State{TunName: k.opt.TunName}
+	for r := range routes {
+		s.Remotes = append(s.Remotes, r.dst)
+	}
+	s.Remotes = minimal(s.Remotes)
+	n, err := k.syncTable(&ruleset{state: s, locked: true})
 	if err != nil || n == 0 {
 		return nil, err
 	}

@@ -21,7 +21,7 @@ func parseSysctl(note string) (sysctl, bool) {
 	// The notes come from a table that an administrator can write to: only what we write
 	// ourselves is ever restored.
 	if !ok || path.Clean(name) != name || !slices.Contains(undoable, path.Base(name)) ||
-		!(strings.HasPrefix(name, "ipv4/conf/") || strings.HasPrefix(name, "ipv6/conf/")) ||
+		(!strings.HasPrefix(name, "ipv4/conf/") && !strings.HasPrefix(name, "ipv6/conf/")) ||
 		(value != "0" && value != "1") {
 		return sysctl{}, false
 	}
