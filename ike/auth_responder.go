@@ -105,7 +105,11 @@ func (sa *SA) unknownIdentity(id Identity) *RefusedError {
 	for _, c := range sa.host.peers().list {
 		for i := range c.RemoteAuth {
 			if i != r && containsID(c.RemoteAuth[i].IDs, id) {
-				return refused(CodeServiceFirst, r, nil, "round %d: %v is an identity of round %d (%s) of connection %q; the rounds come in order", r+1, id, i+1, c.RemoteAuth[i].Role, c.Name)
+				code := CodeServiceFirst
+				if i < r {
+					code = CodeWrongRound
+				}
+				return refused(code, r, nil, "round %d: %v is an identity of round %d (%s) of connection %q; the rounds come in order", r+1, id, i+1, c.RemoteAuth[i].Role, c.Name)
 			}
 		}
 	}

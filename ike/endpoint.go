@@ -149,8 +149,9 @@ func (ep *Endpoint) handleFresh(p Path, h header, msg []byte) {
 	key := halfKey{p.Remote, h.spiI}
 	ep.mu.Lock()
 	b, closed := ep.half[key], ep.closed
+	reflected := ep.spis[h.spiI] != nil // our own request, sent back to us
 	ep.mu.Unlock()
-	if closed {
+	if closed || reflected {
 		return
 	}
 	if b != nil {

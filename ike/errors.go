@@ -12,6 +12,7 @@ type Code string
 const (
 	CodeDeviceOnly       Code = "device-only"        // first round proved, the peer says that no other follows
 	CodeServiceFirst     Code = "service-first"      // the service identity came in the first round
+	CodeWrongRound       Code = "wrong-round"        // an identity of an earlier round came again
 	CodeRoundMissing     Code = "round-missing"      // the next round never came
 	CodeTooManyRounds    Code = "too-many-rounds"    // more rounds announced than the connection has
 	CodeUnknownIdentity  Code = "unknown-identity"   // no connection knows the identity

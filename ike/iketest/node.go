@@ -124,7 +124,7 @@ func (n *Node) ChildUp(c ike.ChildSA) {
 		n.violate("CHILD SA %d has the outbound key of CHILD SA %d: its IVs would repeat", c.ID, old)
 	}
 	n.keys[string(c.KeyOut)] = c.ID
-	n.Children[c.ID] = &Child{ChildSA: c, Up: n.world.now}
+	n.Children[c.ID] = &Child{ChildSA: c, Up: n.world.Now()}
 	if c.SendNow || n.Children[n.Send[key(&c)]] == nil {
 		n.Send[key(&c)] = c.ID
 	}

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"wardgate/ike"
@@ -20,7 +21,7 @@ import (
 var Epoch = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
 // World is the clock, the executor and the network of some endpoints. Everything in it happens
-// in the goroutine that calls Run or Step.
+// in the goroutine that calls For or Until.
 type World struct {
 	Link  Link
 	Token time.Duration // how long a signature or a verdict takes
@@ -28,6 +29,8 @@ type World struct {
 	// Tap, when not nil, sees every datagram that is sent; false drops it.
 	Tap func(from, to netip.AddrPort, msg []byte) bool
 
+	// mu guards now, seq and queue: an endpoint may be called from another goroutine (Close).
+	mu    sync.Mutex
 	now   time.Time
 	seq   uint64
 	queue events
@@ -56,12 +59,20 @@ func New(seed uint64) *World {
 }
 
 // Now implements ike.Clock.
-func (w *World) Now() time.Time { return w.now }
+func (w *World) Now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.now
+}
 
 // AfterFunc implements ike.Clock.
 func (w *World) AfterFunc(d time.Duration, f func()) func() {
 	e := w.at(d, f)
-	return func() { e.f = nil }
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		e.f = nil
+	}
 }
 
 // Run implements ike.Executor.
@@ -71,54 +82,59 @@ func (w *World) Run(f func()) { w.at(0, f) }
 func (w *World) RunSlow(f func()) { w.at(w.Token, f) }
 
 func (w *World) at(d time.Duration, f func()) *event {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.seq++
 	e := &event{at: w.now.Add(max(d, 0)), seq: w.seq, f: f}
 	heap.Push(&w.queue, e)
 	return e
 }
 
-// Step lets the next thing happen; false: nothing is left to happen.
-func (w *World) Step() bool {
+// next takes the next thing out of the queue, if it happens until end.
+func (w *World) next(end time.Time) (f func(), ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for w.queue.Len() > 0 {
-		e := heap.Pop(&w.queue).(*event)
+		e := w.queue[0]
+		if e.f != nil && e.at.After(end) {
+			return nil, false
+		}
+		heap.Pop(&w.queue)
 		if e.f == nil {
 			continue
 		}
 		if e.at.After(w.now) {
 			w.now = e.at
 		}
-		e.f()
-		return true
+		return e.f, true
 	}
-	return false
+	return nil, false
 }
 
 // For lets time pass.
 func (w *World) For(d time.Duration) {
-	end := w.now.Add(d)
-	for w.queue.Len() > 0 {
-		if e := w.queue[0]; e.f == nil {
-			heap.Pop(&w.queue)
-			continue
-		} else if e.at.After(end) {
+	end := w.Now().Add(d)
+	for {
+		f, ok := w.next(end)
+		if !ok {
 			break
 		}
-		w.Step()
+		f()
 	}
+	w.mu.Lock()
 	w.now = end
+	w.mu.Unlock()
 }
 
 // Until lets things happen until done, for at most d; it returns whether done came true.
 func (w *World) Until(d time.Duration, done func() bool) bool {
-	end := w.now.Add(d)
+	end := w.Now().Add(d)
 	for !done() {
-		for w.queue.Len() > 0 && w.queue[0].f == nil {
-			heap.Pop(&w.queue)
-		}
-		if w.queue.Len() == 0 || w.queue[0].at.After(end) {
+		f, ok := w.next(end)
+		if !ok {
 			return done()
 		}
-		w.Step()
+		f()
 	}
 	return true
 }
@@ -143,7 +159,7 @@ func (r worldRand) Read(p []byte) (int, error) {
 
 // Logf writes a line of the run's diary.
 func (w *World) Logf(format string, args ...any) {
-	w.log = append(w.log, fmt.Sprintf("%10.3f  ", w.now.Sub(Epoch).Seconds())+fmt.Sprintf(format, args...))
+	w.log = append(w.log, fmt.Sprintf("%10.3f  ", w.Now().Sub(Epoch).Seconds())+fmt.Sprintf(format, args...))
 }
 
 // Diary returns the run as text, a line for every datagram and every call of an Owner.
