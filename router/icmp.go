@@ -15,7 +15,7 @@ type icmpLimiter struct {
 }
 
 func (l *icmpLimiter) allow(now int64) bool {
-	if now-l.filled >= int64(time.Second) {
+	if l.filled == 0 || now-l.filled >= int64(time.Second) {
 		l.tokens, l.filled = 50, now
 	}
 	if l.tokens == 0 {
