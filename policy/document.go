@@ -184,6 +184,34 @@ type Test struct {
 	Expect     string `json:"expect"`
 }
 
+// MarshalJSON writes the payload's form: a required list that is nil in memory is [], not null.
+func (d Document) MarshalJSON() ([]byte, error) {
+	type plainDocument Document // without this method
+	p := plainDocument(d)
+	p.Suites = Suites{IKE: orEmpty(p.Suites.IKE), ESP: orEmpty(p.Suites.ESP)}
+	p.Zones = orEmpty(p.Zones)
+	for i := range p.Zones {
+		p.Zones[i].Prefixes, p.Zones[i].Interfaces = orEmpty(p.Zones[i].Prefixes), orEmpty(p.Zones[i].Interfaces)
+	}
+	p.Services = orEmpty(p.Services)
+	p.Peers = orEmpty(p.Peers)
+	for i := range p.Peers {
+		p.Peers[i].Gateways = orEmpty(p.Peers[i].Gateways)
+	}
+	p.Connections = orEmpty(p.Connections)
+	for i := range p.Connections {
+		flows := orEmpty(p.Connections[i].Flows)
+		for j := range flows {
+			flows[j].From, flows[j].To = orEmpty(flows[j].From), orEmpty(flows[j].To)
+		}
+		p.Connections[i].Flows = flows
+	}
+	return json.Marshal(p)
+}
+
+// orEmpty returns a copy that is not nil.
+func orEmpty[T any](list []T) []T { return append([]T{}, list...) }
+
 // Table returns the compiled policy. It is nil for a document that did not come from Verify.
 func (d *Document) Table() *Table { return d.table }
 
