@@ -1,0 +1,5 @@
+//go:build race
+
+package pkichip_test
+
+const raceEnabled = true
