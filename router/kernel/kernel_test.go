@@ -578,8 +578,8 @@ func TestGatewayInsideRemotePrefix(t *testing.T) {
 	l.routing(t)
 	l.k = l.open(t)
 	s := l.state()
-	s.Remotes = append(s.Remotes, pfx("198.51.100.8/29")...)
-	s.Gateways = []netip.Addr{netip.MustParseAddr("198.51.100.10")}
+	s.Remotes = append(s.Remotes, pfx("198.51.100.8/29", "2001:db8::10/124")...)
+	s.Gateways = []netip.Addr{netip.MustParseAddr("198.51.100.10"), netip.MustParseAddr("2001:db8::10")}
 	if err := l.k.Apply(s); err != nil {
 		t.Fatal(err)
 	}
@@ -595,7 +595,20 @@ func TestGatewayInsideRemotePrefix(t *testing.T) {
 	}
 	router.want(t, "ike in", "198.51.100.10:500", "198.51.100.1:500")
 	inner(t, "ike in")
+	// IPv6 has to find its neighbour first, in both directions.
+	if err := l.a.sendMarked(t, "[2001:db8::1]:500", "[2001:db8::10]:500", "ike6 out", DefaultMark); err != nil {
+		t.Fatal(err)
+	}
+	l.atWAN.want(t, "ike6 out", "[2001:db8::1]:500", "[2001:db8::10]:500")
+	if err := l.wan.send(t, "[2001:db8::10]:4500", "[2001:db8::1]:500", "ike6 in"); err != nil {
+		t.Fatal(err)
+	}
+	router.want(t, "ike6 in", "[2001:db8::10]:4500", "[2001:db8::1]:500")
 	l.refused(t)
+	if err := l.wan.send(t, "[2001:db8::10]:4500", "[2001:db8::1]:22", "ssh6 in"); err != nil {
+		t.Fatal(err)
+	}
+	l.refused(t, ReasonSpoofed)
 
 	// Nobody listens there: the gateway's ICMP error is part of the conversation.
 	if err := l.a.sendMarked(t, "198.51.100.1:53", "198.51.100.10:53", "other port", DefaultMark); !errors.Is(err, unix.EPERM) {

@@ -134,13 +134,14 @@ type fam struct {
 	icmp         byte
 	icmpErrors   []byte // types
 	redirect     byte
+	neighbour    []byte // types of neighbour discovery; IPv4 has ARP
 }
 
 var (
 	// RFC 792: destination unreachable, time exceeded, parameter problem.
-	ip4 = fam{false, "4", unix.NFPROTO_IPV4, 12, 16, 4, nftables.TypeIPAddr, unix.IPPROTO_ICMP, []byte{3, 11, 12}, 5}
+	ip4 = fam{false, "4", unix.NFPROTO_IPV4, 12, 16, 4, nftables.TypeIPAddr, unix.IPPROTO_ICMP, []byte{3, 11, 12}, 5, nil}
 	// RFC 4443: destination unreachable, packet too big, time exceeded, parameter problem.
-	ip6  = fam{true, "6", unix.NFPROTO_IPV6, 8, 24, 16, nftables.TypeIP6Addr, unix.IPPROTO_ICMPV6, []byte{1, 2, 3, 4}, 137}
+	ip6  = fam{true, "6", unix.NFPROTO_IPV6, 8, 24, 16, nftables.TypeIP6Addr, unix.IPPROTO_ICMPV6, []byte{1, 2, 3, 4}, 137, []byte{135, 136}}
 	fams = []fam{ip4, ip6}
 )
 

@@ -151,6 +151,9 @@ func (b *builder) prerouting() {
 		for _, p := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_ESP, f.icmp} {
 			b.rule(c, notTun, b.in(f, f.saddr, setGateway, true), l4proto(p), toLocal(), accept())
 		}
+		for _, typ := range f.neighbour {
+			b.rule(c, notTun, b.in(f, f.saddr, setGateway, true), icmpType(f.icmp, typ), accept())
+		}
 		b.rule(c, notTun, b.in(f, f.saddr, setRemote, true), refuse(ReasonSpoofed))
 		b.rule(c, notTun, b.in(f, f.daddr, setRemote, true), b.pair(f, f.saddr, expr.MetaKeyIIFNAME), notrack(), accept())
 		b.rule(c, notTun, b.in(f, f.daddr, setRemote, true), refuse(ReasonNotFromZone))
@@ -166,8 +169,9 @@ func (b *builder) input() {
 		fromGateway := b.in(f, f.saddr, setGateway, true)
 		b.rule(c, fromGateway, l4proto(unix.IPPROTO_ESP), accept())
 		b.rule(c, fromGateway, b.udpPort(2), accept())
-		// ICMP errors only: what the gateway says about our IKE and ESP packets (their size).
-		for _, typ := range f.icmpErrors {
+		// Of ICMP the errors, what the gateway says about our IKE and ESP packets (their size),
+		// and, should it be on our own link, neighbour discovery.
+		for _, typ := range slices.Concat(f.icmpErrors, f.neighbour) {
 			b.rule(c, fromGateway, icmpType(f.icmp, typ), accept())
 		}
 		b.rule(c, b.in(f, f.saddr, setRemote, true), refuse(ReasonSpoofed))
@@ -245,8 +249,12 @@ func (b *builder) postrouting() {
 }
 
 // toGateway lets the daemon's own IKE and ESP packets out to a gateway inside a remote prefix:
-// those that carry our mark, so no other program on the router may use the gap.
+// those that carry our mark, so no other program on the router may use the gap. The kernel's
+// neighbour discovery, which has no mark, goes to a gateway on our own link.
 func (b *builder) toGateway(c *nftables.Chain, f fam) {
+	for _, typ := range f.neighbour {
+		b.rule(c, b.in(f, f.daddr, setGateway, true), icmpType(f.icmp, typ), accept())
+	}
 	ours := slices.Concat(b.in(f, f.daddr, setGateway, true), match{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: nativeU32(b.mark)},
