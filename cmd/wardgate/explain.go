@@ -102,7 +102,11 @@ func printExplanation(p *printer, e *control.Explanation, flow control.Flow) {
 	case e.Reason == "reply" || e.Reason == "related":
 		verdict = p.style(yellow, "ONLY AS AN ANSWER")
 	}
-	p.line("%s: %s (%s)", verdict, flowWords(flow), plain(e.Reason))
+	reason := ""
+	if e.Reason != "allowed" {
+		reason = " (" + plain(e.Reason) + ")"
+	}
+	p.line("%s: %s%s", verdict, flowWords(flow), reason)
 	for _, s := range e.Text {
 		for line := range strings.Lines(s) {
 			p.line("  %s", plain(upperFirst(strings.TrimSpace(line))))

@@ -58,14 +58,16 @@ func (c *cli) rootCommand() *cobra.Command {
 		Long: "wardgate asks wardgated, the VPN router of this facility, what it does, and tells it what\n" +
 			"to do. It also checks policy files and audit records, and looks after the token.",
 		SilenceErrors: true, SilenceUsage: true, DisableSuggestions: true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		SuggestionsMinimumDistance: 2,
+		CompletionOptions:          cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
+	root.SetHelpCommand(helpCommand(root))
 	root.SetIn(c.in)
 	root.SetOut(c.out)
 	root.SetErr(c.err)
 	flags := root.PersistentFlags()
 	flags.BoolVar(&c.json, "json", false, "print JSON, also of errors")
-	flags.StringVar(&c.socket, "socket", "", "control socket of wardgated (default $"+socketVariable+", else "+control.DefaultSocket+")")
+	flags.StringVar(&c.socket, "socket", "", "control socket of wardgated, a `path` (default $"+socketVariable+", else "+control.DefaultSocket+")")
 
 	root.AddCommand(
 		c.statusCommand(),
@@ -104,7 +106,7 @@ func (c *cli) prepare(cmd *cobra.Command) {
 			if len(args) > 0 {
 				came = fmt.Sprintf("%q", args[0])
 			}
-			return badUsage("see: "+cmd.CommandPath()+" --help", "%s: expected one of %s, came %s", cmd.CommandPath(), strings.Join(names(cmd), ", "), came)
+			return badUsage("see: "+cmd.CommandPath()+" --help", "%s: expected one of %s, came %s", path(cmd), strings.Join(names(cmd), ", "), came)
 		}
 	}
 }
@@ -131,10 +133,11 @@ func (c *cli) usage(root *cobra.Command, args []string, err error) error {
 	if ferr != nil || cmd == root && len(rest) > 0 {
 		cmd = root
 		if i := slices.IndexFunc(rest, func(a string) bool { return !strings.HasPrefix(a, "-") }); i >= 0 && ferr != nil {
+			hint := "see: wardgate --help"
 			if s := root.SuggestionsFor(rest[i]); len(s) > 0 {
-				return &usageError{fmt.Sprintf("there is no command %q", rest[i]), "did you mean: wardgate " + strings.Join(s, ", wardgate ")}
+				hint = "did you mean: wardgate " + strings.Join(s, ", wardgate ")
 			}
-			return &usageError{fmt.Sprintf("there is no command %q", rest[i]), "see: wardgate --help"}
+			return &usageError{fmt.Sprintf("there is no command %q", rest[i]), hint}
 		}
 	}
 	return &usageError{err.Error(), "see: " + cmd.CommandPath() + " --help"}
@@ -179,14 +182,35 @@ func ask[T any](c *cli, cmd *cobra.Command, question func(daemon, context.Contex
 	return v, nil
 }
 
+// path is a command's name below wardgate, such as "policy check".
+func path(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+}
+
+// helpCommand is `wardgate help`. Cobra's own ends with success for a command that there is not.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:    "help [COMMAND]",
+		Short:  "Explain a command",
+		Hidden: true, // every help text ends with how to get more of it
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return badUsage("see: wardgate --help", "there is no command %q", strings.Join(args, " "))
+			}
+			return cmd.Help()
+		},
+	}
+}
+
 // exactly wants the arguments that a command's usage line names.
 func exactly(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < len(names):
-			return badUsage("see: "+cmd.CommandPath()+" --help", "%s: expected %s, came nothing", cmd.CommandPath(), names[len(args)])
+			return badUsage("see: "+cmd.CommandPath()+" --help", "%s: expected %s, came nothing", path(cmd), names[len(args)])
 		case len(args) > len(names):
-			return badUsage("see: "+cmd.CommandPath()+" --help", "%s: unexpected argument %q", cmd.CommandPath(), args[len(names)])
+			return badUsage("see: "+cmd.CommandPath()+" --help", "%s: unexpected argument %q", path(cmd), args[len(names)])
 		}
 		return nil
 	}

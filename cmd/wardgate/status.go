@@ -44,7 +44,7 @@ func printStatus(p *printer, s *control.Status, now time.Time) {
 	if !s.Started.IsZero() {
 		running = fmt.Sprintf(", running since %s (for %s)", clock(now, s.Started), span(now.Sub(s.Started)))
 	}
-	p.line("%s. wardgated %s%s.", who, plain(s.Version), running)
+	p.line("%s. wardgated %s%s.", who, orUnknown(s.Version), running)
 
 	if n := len(s.Warnings); n > 0 {
 		head := "These need attention:"
@@ -85,6 +85,13 @@ func printStatus(p *printer, s *control.Status, now time.Time) {
 	}
 }
 
+func orUnknown(s string) string {
+	if s == "" {
+		return "of an unknown version"
+	}
+	return plain(s)
+}
+
 func printWarning(p *printer, w control.Warning) {
 	p.line("  ! %s (%s)", p.style(yellow, plain(w.Title)), plain(w.Code))
 	if w.Text != "" {
@@ -98,6 +105,10 @@ func printWarning(p *printer, w control.Warning) {
 func policyWords(s *control.PolicyStatus, now time.Time) string {
 	if s.Error != nil {
 		out := "none in force: " + plain(lowerFirst(s.Error.Title))
+		if s.Error.Detail != "" {
+			first, _, _ := strings.Cut(s.Error.Detail, "\n") // the rest: wardgate policy check
+			out += ": " + plain(first)
+		}
 		if s.Error.Hint != "" {
 			out += " → " + plain(s.Error.Hint)
 		}
@@ -127,7 +138,10 @@ func tokenWords(p *printer, t *control.TokenStatus) string {
 		control.TokenPINRefused: "refuses the PIN",
 		control.TokenFailed:     "does not work",
 	}[t.State]
-	if words == "" {
+	switch {
+	case words == "" && t.State == "":
+		words = "unknown"
+	case words == "":
 		words = plain(t.State)
 	}
 	if t.State != control.TokenReady && t.State != control.TokenStarting {
@@ -137,7 +151,11 @@ func tokenWords(p *printer, t *control.TokenStatus) string {
 		words += fmt.Sprintf(", named %q", t.Label)
 	}
 	if t.Error != nil {
-		words += ": " + plain(lowerFirst(t.Error.Title))
+		why := t.Error.Detail
+		if why == "" {
+			why = lowerFirst(t.Error.Title)
+		}
+		words += ": " + plain(why)
 		if t.Error.Hint != "" {
 			words += " → " + plain(t.Error.Hint)
 		}
@@ -229,7 +247,11 @@ func eventFacts(e *control.AuditRecord) string {
 		parts = append(parts, plain(e.What))
 	}
 	if e.Who != "" {
-		parts = append(parts, "by "+plain(e.Who))
+		by := "by "
+		if strings.HasPrefix(e.Event, "connection-") {
+			by = "with "
+		}
+		parts = append(parts, by+plain(e.Who))
 	}
 	if e.Where != "" {
 		parts = append(parts, "at "+plain(e.Where))

@@ -20,7 +20,8 @@ func (c *cli) upCommand() *cobra.Command {
 		Short: "Start a connection and wait until it is up",
 		Long: "Start a connection and wait until it is up. The exit status is 0 only when it is. A\n" +
 			"connection that is still being set up when the wait is over goes on by itself.",
-		Args: exactly("the NAME of a connection"),
+		Args:              exactly("the NAME of a connection"),
+		ValidArgsFunction: c.completeConnection,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if wait <= 0 || wait > maxWait {
 				return badUsage("the default is 30s", "--wait: expected more than 0s and at most %v, came %v", maxWait, wait)
@@ -64,7 +65,8 @@ func (c *cli) downCommand() *cobra.Command {
 		Short: "End a connection",
 		Long: "End a connection, on both sides. One that is not up stays as it is. An on-demand connection\n" +
 			"comes up again with the next packet that needs it, one that starts always by itself.",
-		Args: exactly("the NAME of a connection"),
+		Args:              exactly("the NAME of a connection"),
+		ValidArgsFunction: c.completeConnection,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			x, err := ask(c, cmd, func(d daemon, ctx context.Context) (*control.Connection, error) { return d.Down(ctx, args[0]) })
 			if err != nil {
@@ -80,4 +82,28 @@ func (c *cli) downCommand() *cobra.Command {
 
 func (c *cli) answerConnection(x *control.Connection) error {
 	return c.answer(x, func(p *printer) { printConnection(p, x, c.now()) })
+}
+
+// completeConnection offers the names of connections to the shell.
+func (c *cli) completeConnection(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	d, err := c.dial(c.socketPath())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+	defer cancel()
+	list, err := d.Connections(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var out []string
+	for i := range list {
+		if plain(list[i].Name) == list[i].Name {
+			out = append(out, list[i].Name+"\t"+plain(list[i].Peer)+", "+plain(list[i].Service))
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
 }
