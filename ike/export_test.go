@@ -30,3 +30,41 @@ func (ep *Endpoint) Forge(exchange uint8, id uint32, response bool, ps message.P
 	}
 	return Path{}, nil
 }
+
+// ForgeRaw is Forge for a plaintext that need not be payloads.
+func (ep *Endpoint) ForgeRaw(exchange uint8, id uint32, response bool, first uint8, plain []byte) [][]byte {
+	for _, b := range ep.allBoxes() {
+		b.step.Lock()
+		defer b.step.Unlock()
+		g := b.sa.cur
+		if g == nil || g.prot == nil {
+			continue
+		}
+		h := message.Header{SPIi: spiBytes(g.spiI), SPIr: spiBytes(g.spiR), Exchange: message.ExchangeType(exchange), MessageID: id}
+		if g.initiator {
+			h.Flags |= message.FlagInitiator
+		}
+		if response {
+			h.Flags |= message.FlagResponse
+		}
+		msgs, err := message.Inner{First: message.PayloadType(first), Plain: plain}.Seal(h, g.prot.out, 0)
+		if err != nil {
+			return nil
+		}
+		return msgs
+	}
+	return nil
+}
+
+// IDs returns the message IDs of the current generation of the only IKE SA: of our next request,
+// and of the one under way.
+func (ep *Endpoint) IDs() (next uint32, pending bool) {
+	for _, b := range ep.allBoxes() {
+		b.step.Lock()
+		defer b.step.Unlock()
+		if g := b.sa.cur; g != nil {
+			return g.sendID, g.req != nil
+		}
+	}
+	return 0, false
+}

@@ -88,6 +88,14 @@ func Respond(id uint16, rand io.Reader, peer []byte) (public []byte, shared Secr
 	if id == KEMLKEM768 || id == KEMLKEM1024 {
 		return encapsulate(id, peer)
 	}
+	want, _ := PublicLen(id)
+	if want == 0 {
+		return nil, Secret{}, unsupportedKE(id)
+	}
+	// Before the costly part: anybody may send anything.
+	if len(peer) != want {
+		return nil, Secret{}, badLength(id, len(peer), want)
+	}
 	k, err := NewInitiator(id, rand)
 	if err != nil {
 		return nil, Secret{}, err

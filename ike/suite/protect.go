@@ -105,14 +105,12 @@ func (p *Protector) SealedLen(n int) int {
 	if p.aead != nil {
 		return p.overhead + n + 1
 	}
-	return p.overhead + n + p.padding(n) + 1
+	return p.overhead + n + cbcPadding(n) + 1
 }
 
-// padding is the number of padding octets: with AEAD none is needed (RFC 5282, section 3).
-func (p *Protector) padding(n int) int {
-	if p.aead != nil {
-		return 0
-	}
+// cbcPadding is the number of padding octets for n octets of plaintext; with AEAD none is needed
+// (RFC 5282, section 3).
+func cbcPadding(n int) int {
 	return (aes.BlockSize - (n+1)%aes.BlockSize) % aes.BlockSize
 }
 
@@ -201,7 +199,7 @@ func (p *Protector) sealCBC(dst, aad, plaintext []byte) ([]byte, error) {
 	if _, err := io.ReadFull(p.rand, iv[:]); err != nil {
 		return dst, wrap(err, "reading an IV of %d octets", len(iv))
 	}
-	pad := p.padding(len(plaintext))
+	pad := cbcPadding(len(plaintext))
 	out := grow(dst, p.SealedLen(len(plaintext)))
 	from := len(out)
 	out = append(out, iv[:]...)

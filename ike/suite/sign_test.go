@@ -129,6 +129,9 @@ func TestChooseSignature(t *testing.T) {
 			if err := VerifySignature(key.Public(), s.Method(), data[:i], octets, all); err == nil {
 				t.Fatalf("%s: %d of %d octets verify", s, i, len(data))
 			}
+			if i%7 != 0 && i != len(data)-1 {
+				continue // a whole verification each
+			}
 			bad := bytes.Clone(data)
 			bad[i] ^= 1
 			if err := VerifySignature(key.Public(), s.Method(), bad, octets, all); err == nil {
