@@ -60,6 +60,9 @@ func (p *path) String() string {
 	return p.up.String() + "/" + pointerEscaper.Replace(p.key)
 }
 
+// maxCame bounds what a fault repeats, in bytes; text from the document is quoted and bounded before.
+const maxCame = 600
+
 // faults collects what is wrong.
 type faults struct {
 	list []*FieldError
@@ -71,7 +74,9 @@ func (f *faults) add(e *FieldError) {
 		f.more++
 		return
 	}
-	e.Came = clip(e.Came)
+	if len(e.Came) > maxCame {
+		e.Came = e.Came[:maxCame] + "…"
+	}
 	f.list = append(f.list, e)
 }
 
