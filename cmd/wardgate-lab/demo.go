@@ -110,7 +110,7 @@ func (d *demo) run(ctx context.Context, l *lab.Lab) error {
 	}
 	out, err := h.A.Wardgate(ctx, "token", "list", "--config", h.A.ConfigFile())
 	if err != nil {
-		return err
+		out = err.Error()
 	}
 	d.say("%s", out)
 
@@ -174,7 +174,7 @@ func (d *demo) firstPacket(ctx context.Context) error {
 		text     string
 	}{
 		{d.Modality, d.Archive, d.B, "a-b", "B's modality to A's archive"},
-		{d.Reader, d.Centre, d.A, "a-c", "A's reader to C's centre"},
+		{d.Scanner, d.Centre, d.A, "a-c", "A's scanner to C's centre"},
 	} {
 		conn, err := c.peer.Connection(ctx, c.conn)
 		if err != nil {

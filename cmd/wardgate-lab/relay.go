@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sort"
 	"strings"
 	"time"
 
@@ -17,9 +18,11 @@ type attempt struct {
 	title string
 	// setup is what has been configured wrongly, or on purpose; undo takes it back.
 	setup, undo func() error
-	// from is the source address that B's modality uses; to is what it aims at.
-	from netip.Addr
-	to   netip.AddrPort
+	// sender is where the packets come from; nil: B's modality. from is the source address
+	// that it uses; to is what it aims at.
+	sender *lab.Netns
+	from   netip.Addr
+	to     netip.AddrPort
 	// harmless: the attempt has no effect, instead of being refused: the packets go where the
 	// contract says, to A's archive.
 	harmless bool
@@ -108,38 +111,34 @@ func (d *demo) attempts() []attempt {
 	viaA := []string{"route", "add", lanC, "via", d.A.WAN.String(), "dev", lab.WANDev}
 	noViaA := []string{"route", "del", lanC, "via", d.A.WAN.String(), "dev", lab.WANDev}
 	add(attempt{
-		title: "B hands the packets to A's internet address, in the clear",
+		title: "B's router hands packets to A's internet address, in the clear",
 		setup: on(d.B.Router, viaA...), undo: on(d.B.Router, noViaA...),
-		from: modality, to: centre,
+		sender: d.B.Router, from: d.Modality.Zone.Gateway, to: centre,
 	})
-	spoofReader := d.Reader.Addr
+	spoofScanner := d.Scanner.Addr
 	add(attempt{
-		title: "the same, with the source address of A's reader, who may talk to C",
-		setup: both(on(d.B.Router, viaA...), on(d.Modality.Netns, "addr", "add", spoofReader.String()+"/32", "dev", "lo")),
-		undo:  both(on(d.B.Router, noViaA...), on(d.Modality.Netns, "addr", "del", spoofReader.String()+"/32", "dev", "lo")),
-		from:  spoofReader, to: centre,
+		title:  "the same, with the source address of A's scanner, which may talk to C",
+		setup:  both(on(d.B.Router, viaA...), on(d.B.Router, "addr", "add", spoofScanner.String()+"/32", "dev", "lo")),
+		undo:   both(on(d.B.Router, noViaA...), on(d.B.Router, "addr", "del", spoofScanner.String()+"/32", "dev", "lo")),
+		sender: d.B.Router, from: spoofScanner, to: centre,
 	})
-	masqB := func() error {
-		return d.B.Router.Nft("table ip admin {\n chain post {\n  type nat hook postrouting priority srcnat;\n  masquerade\n }\n}\n")
-	}
 	add(attempt{
-		title: "the same, and B's router masquerades, so that the source is B's internet address",
-		setup: both(on(d.B.Router, viaA...), masqB),
-		undo:  both(on(d.B.Router, noViaA...), func() error { return d.B.Router.Nft("delete table ip admin\n") }),
-		from:  modality, to: centre,
+		title: "the same, with B's internet address as the source, as masquerading would do",
+		setup: on(d.B.Router, viaA...), undo: on(d.B.Router, noViaA...),
+		sender: d.B.Router, from: d.B.WAN, to: centre,
 	})
 
 	setup, undo := admin(dnat)
 	add(attempt{title: "A's administrator translates the archive's address to C's (DNAT)", setup: setup, undo: undo, from: modality, to: archive, harmless: true})
 	setup, undo = admin(dnat + " chain post {\n  type nat hook postrouting priority srcnat;\n  masquerade\n }\n")
 	add(attempt{title: "the same, and A masquerades everything", setup: setup, undo: undo, from: modality, to: archive, harmless: true})
-	setup, undo = admin(dnat + fmt.Sprintf(" chain post {\n  type nat hook postrouting priority srcnat;\n  snat to %v\n }\n", d.Reader.Addr))
-	add(attempt{title: "the same, with A's reader as the translated source", setup: setup, undo: undo, from: modality, to: archive, harmless: true})
+	setup, undo = admin(dnat + fmt.Sprintf(" chain post {\n  type nat hook postrouting priority srcnat;\n  snat to %v\n }\n", d.Scanner.Addr))
+	add(attempt{title: "the same, with A's scanner as the translated source", setup: setup, undo: undo, from: modality, to: archive, harmless: true})
 	setup, undo = admin(rewrite)
 	add(attempt{title: "A rewrites the destination without connection tracking", setup: setup, undo: undo, from: modality, to: archive})
-	setup, undo = admin(strings.Replace(rewrite, "ip daddr set", fmt.Sprintf("ip saddr set %v ip daddr set", d.Reader.Addr), 1))
-	add(attempt{title: "the same, and the source becomes A's reader", setup: setup, undo: undo, from: modality, to: archive})
-	setup, undo = admin(rewrite + fmt.Sprintf(" chain post {\n  type filter hook postrouting priority 450;\n  ip daddr %v ip saddr set %v\n }\n", centre.Addr(), d.Reader.Addr))
+	setup, undo = admin(strings.Replace(rewrite, "ip daddr set", fmt.Sprintf("ip saddr set %v ip daddr set", d.Scanner.Addr), 1))
+	add(attempt{title: "the same, and the source becomes A's scanner", setup: setup, undo: undo, from: modality, to: archive})
+	setup, undo = admin(rewrite + fmt.Sprintf(" chain post {\n  type filter hook postrouting priority 450;\n  ip daddr %v ip saddr set %v\n }\n", centre.Addr(), d.Scanner.Addr))
 	add(attempt{title: "the same, on the way out", setup: setup, undo: undo, from: modality, to: archive})
 
 	add(attempt{
@@ -162,10 +161,10 @@ func (d *demo) attempts() []attempt {
 		from: modality, to: archive,
 	})
 	add(attempt{
-		title: "the same, but with the source address of the reader, who may talk to C",
+		title: "the same, but with the source address of the scanner, which may talk to C",
 		setup: func() error {
 			return d.Archive.Nft("table ip admin {\n chain pre {\n  type nat hook prerouting priority dstnat;\n  udp dport 7007 dnat to " + centre.Addr().String() +
-				"\n }\n chain post {\n  type nat hook postrouting priority srcnat;\n  snat to " + d.Reader.Addr.String() + "\n }\n}\n")
+				"\n }\n chain post {\n  type nat hook postrouting priority srcnat;\n  snat to " + d.Scanner.Addr.String() + "\n }\n}\n")
 		},
 		undo: func() error { return d.Archive.Nft("delete table ip admin\n") },
 		from: modality, to: archive,
@@ -211,7 +210,7 @@ func (d *demo) try(ctx context.Context, i int, a attempt, centre, archive *lab.E
 	for _, allowed := range []struct {
 		from *lab.Host
 		to   *lab.Host
-	}{{d.Modality, d.Archive}, {d.Reader, d.Centre}} {
+	}{{d.Modality, d.Archive}, {d.Scanner, d.Centre}} {
 		r, err := allowed.from.Burst(ctx, allowed.from.Addr, addrPort(allowed.to, lab.EchoPort), 1, burstGap, setupLimit)
 		if err != nil {
 			return err
@@ -230,7 +229,11 @@ func (d *demo) try(ctx context.Context, i int, a attempt, centre, archive *lab.E
 			return err
 		}
 	}
-	r, err := d.Modality.Burst(ctx, a.from, a.to, 3, burstGap, 150*time.Millisecond)
+	sender := a.sender
+	if sender == nil {
+		sender = d.Modality.Netns
+	}
+	r, err := sender.Burst(ctx, a.from, a.to, 3, burstGap, 150*time.Millisecond)
 	if a.undo != nil {
 		err = errors.Join(err, a.undo())
 	}
@@ -246,7 +249,7 @@ func (d *demo) try(ctx context.Context, i int, a attempt, centre, archive *lab.E
 		news = news[:0]
 		for key, n := range after.refused {
 			if n > before.refused[key] {
-				news = append(news, fmt.Sprintf("%s (%d): %s", key, n-before.refused[key], after.text[key]))
+				news = append(news, strings.TrimSuffix(fmt.Sprintf("%s (%d): %s", key, n-before.refused[key], after.text[key]), ": "))
 			}
 		}
 		if len(news) == 0 && !a.harmless {
@@ -257,6 +260,7 @@ func (d *demo) try(ctx context.Context, i int, a attempt, centre, archive *lab.E
 	if err := lab.WaitFor(ctx, "the refusal", 3*time.Second, look); err != nil {
 		return err
 	}
+	sort.Strings(news)
 	switch {
 	case centre.Total() != seenC || after.centre != before.centre:
 		return fmt.Errorf("%d packets arrived at C's centre", after.centre-before.centre)

@@ -24,7 +24,7 @@ func TestOnDemand(t *testing.T) {
 	for round := range 2 {
 		r := burst(t, h.Modality, h.Archive, 50, time.Millisecond)
 		t.Logf("round %d, B to A: first packet to first reply %v", round, r.First)
-		r = burst(t, h.Reader, h.Centre, 50, time.Millisecond)
+		r = burst(t, h.Scanner, h.Centre, 50, time.Millisecond)
 		t.Logf("round %d, A to C: first packet to first reply %v", round, r.First)
 		for _, f := range h.Facilities() {
 			s, err := f.Status(t.Context())
@@ -79,7 +79,7 @@ func TestOnlyWhatTheContractNames(t *testing.T) {
 		where    *lab.Facility
 	}{
 		{"a port that is not named", h.Modality, h.Archive, lab.EchoPort + 1, h.B},
-		{"a host that is not named", h.Modality, h.Reader, lab.EchoPort, h.B},
+		{"a host that is not named", h.Modality, h.Scanner, lab.EchoPort, h.B},
 		{"the direction that is not named", h.Archive, h.Modality, lab.EchoPort, h.A},
 		{"a facility without a contract", h.Modality, h.Centre, lab.EchoPort, h.B},
 	} {
@@ -112,8 +112,8 @@ func TestCrashLeaksNothingAndRestartHeals(t *testing.T) {
 		} else {
 			must(t, h.A.Daemon.Stop(10*time.Second))
 		}
-		// Hosts on both sides go on sending; so does A's own reader, to the other facility.
-		for _, s := range []struct{ from, to *lab.Host }{{h.Archive, h.Modality}, {h.Reader, h.Centre}, {h.Modality, h.Archive}} {
+		// Hosts on both sides go on sending; so does A's own scanner, to the other facility.
+		for _, s := range []struct{ from, to *lab.Host }{{h.Archive, h.Modality}, {h.Scanner, h.Centre}, {h.Modality, h.Archive}} {
 			r, err := s.from.Burst(t.Context(), s.from.Addr, addrPort(s.to, lab.EchoPort), 20, time.Millisecond, 200*time.Millisecond)
 			must(t, err)
 			if r.Received != 0 {

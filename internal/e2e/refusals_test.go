@@ -78,7 +78,7 @@ func TestRefusedPolicies(t *testing.T) {
 		{"failing tests", "policy-tests-failed", func() []byte {
 			d := good()
 			d.Tests = append(d.Tests, policy.Test{
-				Name: "b-reaches-the-reader", From: h.Modality.Addr.String(), To: h.Reader.Addr.String(),
+				Name: "b-reaches-the-scanner", From: h.Modality.Addr.String(), To: h.Scanner.Addr.String(),
 				Protocol: "tcp", Port: 22, Expect: policy.ExpectAllow,
 			})
 			return unchecked(d)
@@ -309,7 +309,7 @@ func TestPoisonedTunnel(t *testing.T) {
 		must(t, err)
 		must(t, f.InstallPolicy(t.Context(), h.Provider, d))
 	}
-	burst(t, h.Reader, h.Centre, 3, time.Millisecond) // the tunnel A-C is up
+	burst(t, h.Scanner, h.Centre, 3, time.Millisecond) // the tunnel A-C is up
 	id, err := h.Provider.Forge(h.B, lab.GroupA, nil)
 	must(t, err)
 	r, err := h.Lab.Rogue(h.B.Router, h.B.WAN)
@@ -340,11 +340,11 @@ func TestPoisonedTunnel(t *testing.T) {
 		src, dst netip.AddrPort
 	}{
 		{"for C, from B's modality", addrPort(h.Modality, 4242), addrPort(h.Centre, lab.EchoPort)},
-		{"for C, from A's reader", addrPort(h.Reader, 4242), addrPort(h.Centre, lab.EchoPort)},
+		{"for C, from A's scanner", addrPort(h.Scanner, 4242), addrPort(h.Centre, lab.EchoPort)},
 		{"for the archive, from C's centre", addrPort(h.Centre, 4242), addrPort(h.Archive, lab.EchoPort)},
-		{"for the archive, from A's own reader", addrPort(h.Reader, 4242), addrPort(h.Archive, lab.EchoPort)},
+		{"for the archive, from A's own scanner", addrPort(h.Scanner, 4242), addrPort(h.Archive, lab.EchoPort)},
 		{"for the archive, from the router of A", netip.AddrPortFrom(h.Archive.Zone.Gateway, 4242), addrPort(h.Archive, lab.EchoPort)},
-		{"for the reader, who is not in the contract", addrPort(h.Modality, 4242), addrPort(h.Reader, lab.EchoPort)},
+		{"for the scanner, which is not in the contract", addrPort(h.Modality, 4242), addrPort(h.Scanner, lab.EchoPort)},
 		{"for another port", addrPort(h.Modality, 4242), addrPort(h.Archive, lab.EchoPort+1)},
 		{"for A's router", addrPort(h.Modality, 4242), netip.AddrPortFrom(h.Archive.Zone.Gateway, lab.EchoPort)},
 		{"for A's internet address", addrPort(h.Modality, 4242), netip.AddrPortFrom(h.A.WAN, lab.EchoPort)},
@@ -354,7 +354,7 @@ func TestPoisonedTunnel(t *testing.T) {
 		{"for a multicast group", addrPort(h.Modality, 4242), netip.MustParseAddrPort("224.0.0.251:5353")},
 		{"for A's loopback", addrPort(h.Modality, 4242), netip.MustParseAddrPort("127.0.0.1:7007")},
 	} {
-		hosts := []*lab.Host{h.Archive, h.Reader, h.Centre}
+		hosts := []*lab.Host{h.Archive, h.Scanner, h.Centre}
 		var before []uint64
 		for _, host := range hosts {
 			n, err := host.IPReceived()

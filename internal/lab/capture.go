@@ -24,7 +24,7 @@ type Capture struct {
 // Capture starts tcpdump on an interface of a namespace and waits until it sees packets.
 func (l *Lab) Capture(ctx context.Context, n *Netns, name, dev string) (*Capture, error) {
 	c := &Capture{File: l.Path("pcap", name+".pcap")}
-	p, err := l.Start(n, "tcpdump-"+name, nil, "tcpdump", "-U", "-n", "-s", "0", "-B", "8192", "-Z", "root", "-i", dev, "-w", c.File)
+	p, err := l.Start(n, "tcpdump-"+name, nil, "tcpdump", "--immediate-mode", "-U", "-n", "-s", "0", "-B", "8192", "-Z", "root", "-i", dev, "-w", c.File)
 	if err != nil {
 		return nil, err
 	}

@@ -15,10 +15,12 @@ import (
 type Contract struct {
 	Name    string // of the connection, the same on both sides
 	Service string // the group
-	Parties [2]*Facility
-	Flows   []Agreed
-	Start   string        // policy.StartOnDemand where empty
-	Idle    time.Duration // zero: never ended for idleness
+	// Category of the service (policy.Category…); empty: information provision.
+	Category string
+	Parties  [2]*Facility
+	Flows    []Agreed
+	Start    string        // policy.StartOnDemand where empty
+	Idle     time.Duration // zero: never ended for idleness
 }
 
 // Agreed is a flow that a contract allows; From opens it.
@@ -81,7 +83,11 @@ func (p *Provider) Policy(f *Facility, contracts []*Contract) (*policy.Document,
 			if err != nil {
 				return nil, err
 			}
-			d.Services = append(d.Services, policy.Service{Name: c.Service, Category: policy.CategoryInformation, Anchors: []string{anchor}})
+			category := c.Category
+			if category == "" {
+				category = policy.CategoryInformation
+			}
+			d.Services = append(d.Services, policy.Service{Name: c.Service, Category: category, Anchors: []string{anchor}})
 		}
 		name := "facility-" + peer.Name
 		if !peers[name] {

@@ -195,8 +195,8 @@ func (l *Lab) StartStoreSCP(ctx context.Context, n *Netns, name, aet, dir string
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	// Files are written as received, bit for bit.
-	p, err := l.Start(n, name, dicomEnv, "storescp", "+B", "-aet", aet, "-od", dir, strconv.Itoa(port))
+	// Files are written as received, bit for bit; no names are looked up: there is no DNS here.
+	p, err := l.Start(n, name, dicomEnv, "storescp", "+B", "-dhl", "-aet", aet, "-od", dir, strconv.Itoa(port))
 	if err != nil {
 		return nil, err
 	}

@@ -112,8 +112,7 @@ func (l *Lab) Facility(inet *Internet, name, title, deviceID, wan string) (*Faci
 			return nil, err
 		}
 	}
-	// A router forwards; what may pass is decided by wardgated and its rules in the kernel.
-	return f, errors.Join(n.Sysctl("net.ipv4.ip_forward=1"), inet.Join(n, WANDev, f.WAN))
+	return f, inet.Join(n, WANDev, f.WAN)
 }
 
 // Zone adds a LAN. gateway is the router's address in it ("10.1.2.1/24").
@@ -246,8 +245,8 @@ func (f *Facility) StartDaemon(ctx context.Context) error {
 // Wardgate runs the operator's command line at the facility and returns what it printed; the
 // error holds the exit code and the last lines of standard error.
 func (f *Facility) Wardgate(ctx context.Context, args ...string) (string, error) {
-	cmd := f.Router.Command(ctx, filepath.Join(f.lab.Bin, "wardgate"), append([]string{"--socket", f.Socket()}, args...)...)
-	cmd.Env = append(os.Environ(), f.Env()...)
+	cmd := f.Router.Command(ctx, filepath.Join(f.lab.Bin, "wardgate"), args...)
+	cmd.Env = append(append(os.Environ(), f.Env()...), "WARDGATE_SOCKET="+f.Socket())
 	var stdout, stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

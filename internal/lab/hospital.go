@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"wardgate/policy"
 )
 
 // Ports of the hospital scenario.
@@ -16,7 +18,7 @@ const (
 // Groups of the hospital scenario.
 const (
 	GroupA = "group-a" // hospital A and clinic B: teleradiology
-	GroupB = "group-b" // hospital A and imaging centre C: second opinions
+	GroupB = "group-b" // hospital A and imaging centre C: remote maintenance
 )
 
 // Hospital is the scenario of the demo and of most end-to-end tests:
@@ -26,19 +28,20 @@ const (
 //	A .1              B .2              C .3
 //	hospital          clinic            imaging centre
 //	HSZ 10.1.1.0/24   SZ 10.2.1.0/24    SZ 10.3.1.0/24
-//	    .10 reader        .9 modality       .7 centre
+//	    .10 scanner       .9 modality       .7 centre
 //	SZ  10.1.2.0/24
 //	    .10 archive
 //
 // A has a contract with B (group A: B's modality sends studies to A's archive) and one with C
-// (group B: A's reader in the HSZ asks C). B and C have none with each other.
+// (group B: C maintains A's scanner, which stands in the HSZ and reports to C). B and C have none
+// with each other.
 type Hospital struct {
 	*Lab
 	Internet *Internet
 	Provider *Provider
 	A, B, C  *Facility
-	// Archive (behind A, SZ), Reader (behind A, HSZ), Modality (behind B) and Centre (behind C).
-	Archive, Reader, Modality, Centre *Host
+	// Archive (behind A, SZ), Scanner (behind A, HSZ), Modality (behind B) and Centre (behind C).
+	Archive, Scanner, Modality, Centre *Host
 
 	AB, AC *Contract
 }
@@ -56,7 +59,7 @@ func NewHospital(ctx context.Context, l *Lab, idle time.Duration) (*Hospital, er
 		zones            []zoneSpec
 	}{
 		{&h.A, "a", "hospital A", "198.18.0.1", []zoneSpec{
-			{"hsz", "HSZ", "10.1.1.1/24", "reader", "10.1.1.10"},
+			{"hsz", "HSZ", "10.1.1.1/24", "scanner", "10.1.1.10"},
 			{"sz", "SZ", "10.1.2.1/24", "archive", "10.1.2.10"},
 		}},
 		{&h.B, "b", "clinic B", "198.18.0.2", []zoneSpec{{"sz", "SZ", "10.2.1.1/24", "modality", "10.2.1.9"}}},
@@ -71,14 +74,19 @@ func NewHospital(ctx context.Context, l *Lab, idle time.Duration) (*Hospital, er
 			}
 		}
 	}
-	h.Archive, h.Reader, h.Modality, h.Centre = h.A.Host("archive"), h.A.Host("reader"), h.B.Host("modality"), h.C.Host("centre")
+	// A's administrator uses the machine as an ordinary router too. B and C do not: what
+	// wardgated needs, it switches on itself.
+	if err := h.A.Router.Sysctl("net.ipv4.ip_forward=1"); err != nil {
+		return nil, err
+	}
+	h.Archive, h.Scanner, h.Modality, h.Centre = h.A.Host("archive"), h.A.Host("scanner"), h.B.Host("modality"), h.C.Host("centre")
 	if h.Provider, err = NewProvider(GroupA, GroupB); err != nil {
 		return nil, err
 	}
-	lanB, lanC := h.Modality.Zone.Prefix.String(), h.Centre.Zone.Prefix.String()
-	archive, reader := h.Archive.Addr.String(), h.Reader.Addr.String()
+	lanB, centre := h.Modality.Zone.Prefix.String(), h.Centre.Addr.String()
+	archive, scanner := h.Archive.Addr.String(), h.Scanner.Addr.String()
 	h.AB = &Contract{
-		Name: "a-b", Service: GroupA, Parties: [2]*Facility{h.A, h.B}, Idle: idle,
+		Name: "a-b", Service: GroupA, Category: policy.CategoryInformation, Parties: [2]*Facility{h.A, h.B}, Idle: idle,
 		Flows: []Agreed{
 			{"studies", h.B, []string{lanB}, []string{archive}, "tcp", []string{"11112"}},
 			{"probe", h.B, []string{lanB}, []string{archive}, "udp", []string{"7007"}},
@@ -87,11 +95,12 @@ func NewHospital(ctx context.Context, l *Lab, idle time.Duration) (*Hospital, er
 		},
 	}
 	h.AC = &Contract{
-		Name: "a-c", Service: GroupB, Parties: [2]*Facility{h.A, h.C}, Idle: idle,
+		Name: "a-c", Service: GroupB, Category: policy.CategoryMaintenance, Parties: [2]*Facility{h.A, h.C}, Idle: idle,
 		Flows: []Agreed{
-			{"second-opinion", h.A, []string{reader}, []string{lanC}, "tcp", []string{"11112"}},
-			{"probe", h.A, []string{reader}, []string{lanC}, "udp", []string{"7007"}},
-			{"ping", h.A, []string{reader}, []string{lanC}, "icmp", nil},
+			{"console", h.C, []string{centre}, []string{scanner}, "tcp", []string{"22"}},
+			{"reports", h.A, []string{scanner}, []string{centre}, "tcp", []string{"443"}},
+			{"probe", h.A, []string{scanner}, []string{centre}, "udp", []string{"7007"}},
+			{"ping", h.A, []string{scanner}, []string{centre}, "icmp", nil},
 		},
 	}
 	return h, ctx.Err()
