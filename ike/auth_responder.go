@@ -193,13 +193,20 @@ func (sa *SA) answerRound(auth authValue) {
 		return
 	}
 	sa.goUp(e)
-	k := keying{ni: h.ni, nr: h.nr, sendNow: true}
+	k := keying{ni: h.ni, nr: h.nr}
 	cfg := sa.offerChild(&k, out, childRequest{offers: h.childSA, tsi: h.tsi, tsr: h.tsr, withoutKE: true})
-	g.respond(in, out)
-	if cfg != nil && sa.state == StateEstablished {
-		if _, err := e.install(sa, g, cfg, k); err != nil {
+	// The initiator may send on the CHILD SA as soon as it has our answer, so we receive on it
+	// before the answer leaves, and send only afterwards.
+	var c *child
+	if cfg != nil {
+		if c, err = e.install(sa, g, cfg, k); err != nil {
 			sa.fail(err)
+			return
 		}
+	}
+	g.respond(in, out)
+	if c != nil && sa.state == StateEstablished {
+		e.use(sa, c)
 	}
 }
 

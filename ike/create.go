@@ -424,7 +424,7 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 		}
 	}
 	req := childRequest{offers: in.sa, tsi: in.tsi, tsr: in.tsr, ke: in.ke}
-	k := keying{ni: in.nonce, sendNow: true}
+	k := keying{ni: in.nonce}
 	if form == message.FormRekeyChildRequest {
 		spi, _ := in.notify(message.NotifyRekeySA).SPI32()
 		old := sa.est.byOut(spi)
@@ -435,7 +435,7 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 			return temporary // section 2.25.1
 		}
 		req.only = old.cfg
-		k.replaces, k.sendNow = old, false
+		k.replaces = old
 	}
 	out := newOutgoing()
 	cfg := sa.offerChild(&k, out, req)
@@ -443,14 +443,18 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 		return out
 	}
 	defer k.shared.Wipe()
-	g.respond(in, out)
-	if sa.state != StateEstablished {
-		return nil
-	}
+	// As in IKE_AUTH: we receive before the peer can send, and send only afterwards.
 	c, err := sa.est.install(sa, g, cfg, k)
 	if err != nil {
 		sa.fail(err)
 		return nil
+	}
+	g.respond(in, out)
+	if sa.state != StateEstablished {
+		return nil
+	}
+	if k.replaces == nil {
+		sa.est.use(sa, c)
 	}
 	if old := k.replaces; old != nil {
 		sa.est.replace(old, c)

@@ -91,13 +91,12 @@ func (o owner) ChildUp(k ike.ChildSA) {
 	c.mu.Unlock()
 	c.lastUse.Store(r.dp.now())
 
-	if k.SendNow || k.Replaces == 0 {
+	if k.SendNow {
 		r.activate(c, child)
 	} else {
 		child.pending.Store(true)
-		// Replaced and gone already: there is nothing else to send on.
-		if c.cur.Load() == nil {
-			r.switchTo(child)
+		if k.Replaces != 0 && c.cur.Load() == nil {
+			r.switchTo(child) // what it replaces is gone already: there is nothing else to send on
 		}
 	}
 	if first {
