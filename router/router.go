@@ -112,6 +112,7 @@ func New(opt Options) (_ *Router, err error) {
 		return nil, err
 	}
 	r.kern, err = kernel.Open(kernel.Options{
+		TunName:    cfg.Network.TUN,
 		RouteTable: cfg.Network.RouteTable, RulePriority: cfg.Network.RulePriority, Mark: cfg.Network.Mark, LogGroup: cfg.Network.NFLogGroup,
 		Log: func(msg string, kv ...any) { r.log.Sugar().Infow("kernel: "+msg, kv...) },
 	})

@@ -181,7 +181,7 @@ func notify(log *zap.Logger, state string) {
 }
 
 func cleanUp(cfg *config.Config) error {
-	k, err := kernel.Open(kernel.Options{RouteTable: cfg.Network.RouteTable, RulePriority: cfg.Network.RulePriority, Mark: cfg.Network.Mark, LogGroup: cfg.Network.NFLogGroup})
+	k, err := kernel.Open(kernel.Options{TunName: cfg.Network.TUN, RouteTable: cfg.Network.RouteTable, RulePriority: cfg.Network.RulePriority, Mark: cfg.Network.Mark, LogGroup: cfg.Network.NFLogGroup})
 	if err != nil {
 		return err
 	}
