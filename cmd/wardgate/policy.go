@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -148,7 +149,7 @@ func checkOffline(jws []byte, anchors, crls []string, device string, now time.Ti
 	opt.DeviceCertDER = leaf[0].Raw
 	doc, err := policy.Verify(jws, opt)
 	if err != nil {
-		return nil, failed(control.KindRefused, policy.Code(err), "the policy is refused", "ask the service provider for a correct file", err)
+		return nil, policyRefused(err)
 	}
 	return &control.PolicyReport{
 		Issuer: doc.Issuer, Device: doc.Device.ID, Serial: doc.Serial, NotBefore: doc.NotBefore, NotAfter: doc.NotAfter,
@@ -158,6 +159,15 @@ func checkOffline(jws []byte, anchors, crls []string, device string, now time.Ti
 			Text: "only the daemon knows which policy is installed", Hint: "without --offline the daemon is asked",
 		}},
 	}, nil
+}
+
+// policyRefused takes what to do about it out of the text, for the hint.
+func policyRefused(err error) error {
+	e := &control.Error{Kind: control.KindRefused, Code: policy.Code(err), Title: "The policy is refused", Detail: err.Error(), Hint: "ask the service provider for a correct file"}
+	if r := (*policy.RefusedError)(nil); errors.As(err, &r) && r.Do != "" {
+		e.Detail, e.Hint = strings.TrimSuffix(e.Detail, "; "+r.Do), r.Do
+	}
+	return e
 }
 
 func parseFile[T *x509.Certificate | *x509.RevocationList](name string, parse func([]byte) ([]T, error)) ([]T, error) {
