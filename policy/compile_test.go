@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,7 +13,6 @@ import (
 
 	"wardgate/internal/certs"
 	"wardgate/internal/labca"
-	"wardgate/internal/testvectors"
 )
 
 func TestCompiles(t *testing.T) {
@@ -592,27 +589,5 @@ func TestParseRefuses(t *testing.T) {
 		if _, err := Parse(good[:n]); err == nil {
 			t.Fatalf("accepted the first %d bytes", n)
 		}
-	}
-}
-
-// TestExample keeps docs/policy.example.json true.
-func TestExample(t *testing.T) {
-	b, err := os.ReadFile(filepath.Join(testvectors.Root(), "docs", "policy.example.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	doc, err := Parse(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	table, err := Compile(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := table.RunTests(); err != nil {
-		t.Fatal(err)
-	}
-	if len(doc.Tests) < 5 || len(doc.Connections) < 3 {
-		t.Error("the example shows too little")
 	}
 }
