@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -24,9 +25,8 @@ func TestOverSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
 		served := make(chan error, 1)
-		go func() { served <- server.Serve(ctx) }()
+		go func() { served <- server.Serve() }()
 		client, err := dial(socket)
 		if err != nil {
 			t.Fatal(err)
@@ -42,8 +42,7 @@ func TestOverSocket(t *testing.T) {
 				t.Errorf("%v (-direct +socket):\n%s", args, diff)
 			}
 		}
-		cancel()
-		if err := <-served; err != nil {
+		if err := errors.Join(server.Shutdown(context.WithoutCancel(t.Context())), <-served); err != nil {
 			t.Error(err)
 		}
 	}
