@@ -123,9 +123,15 @@ func FuzzHandleDatagram(f *testing.F) {
 			f.Add(m)
 		}
 	}
+	var p *pair // one world for many inputs: what stands must stand whatever came before
+	lives := 0
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		p := newPair(t, pairOptions{both: psk})
-		p.up()
+		if lives++; p == nil || lives%500 == 0 {
+			p = newPair(t, pairOptions{both: psk})
+			p.up()
+		}
+		p.t = t
+		p.w.Forget()
 		halfOpen(t, p)
 		for _, m := range faces(p.b, msg) {
 			p.w.Deliver(netip.AddrPortFrom(addrA, 500), netip.AddrPortFrom(addrB, 500), m)

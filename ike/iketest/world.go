@@ -165,6 +165,9 @@ func (w *World) Logf(format string, args ...any) {
 // Diary returns the run as text, a line for every datagram and every call of an Owner.
 func (w *World) Diary() string { return strings.Join(w.log, "\n") }
 
+// Forget empties the diary.
+func (w *World) Forget() { w.log = nil }
+
 // NAT rewrites the source of what an address sends, as a NAT box does.
 type NAT struct {
 	Inside  netip.Addr
