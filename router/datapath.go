@@ -183,7 +183,11 @@ func policyFlow(p *packet) policy.Flow {
 }
 
 func (d *datapath) note(v verdict, p *packet, dir direction, where string) {
-	d.drops.add(v.drop)
+	if v.drop == dropPolicy {
+		d.drops.addPolicy(v.policyReason)
+	} else {
+		d.drops.add(v.drop)
+	}
 	if !v.drop.recorded() {
 		return
 	}
@@ -246,7 +250,9 @@ func (w *outWorker) packet(buf []byte, off, n int, rs *ruleset, now int64) {
 	v := w.judge(b, &p, outbound, nil, rs, &w.cache, sec)
 	if v.drop != dropNone {
 		w.note(v, &p, outbound, "tunnel")
-		w.unreachable(b, &p, now)
+		if v.conn != nil {
+			w.unreachable(b, &p, now) // from an address behind that connection, as its route expects
+		}
 		return
 	}
 	w.deliver(v.flow, &p, buf, off, n, now)

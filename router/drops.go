@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"wardgate/esp"
+	"wardgate/policy"
 )
 
 // dropReason says why the data path did not let a packet through.
@@ -72,16 +73,32 @@ func (r dropReason) recorded() bool {
 	return false
 }
 
-// dropCounters counts drops by reason.
-type dropCounters [numDropReasons]atomic.Uint64
+// dropCounters counts drops by reason; those of the policy by the policy's own reason.
+type dropCounters struct {
+	by     [numDropReasons]atomic.Uint64
+	policy [64]atomic.Uint64 // by policy.Reason
+}
 
-func (c *dropCounters) add(r dropReason) { c[r].Add(1) }
+func (c *dropCounters) add(r dropReason) { c.by[r].Add(1) }
+
+func (c *dropCounters) addPolicy(r policy.Reason) {
+	if int(r) < len(c.policy) {
+		c.policy[r].Add(1)
+		return
+	}
+	c.by[dropPolicy].Add(1)
+}
 
 func (c *dropCounters) snapshot() map[string]uint64 {
-	m := make(map[string]uint64, len(c))
+	m := make(map[string]uint64)
 	for r := dropMalformed; r < numDropReasons; r++ {
-		if n := c[r].Load(); n != 0 {
+		if n := c.by[r].Load(); n != 0 {
 			m[r.String()] = n
+		}
+	}
+	for r := range c.policy {
+		if n := c.policy[r].Load(); n != 0 {
+			m[policy.Reason(r).String()] += n
 		}
 	}
 	return m

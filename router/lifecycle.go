@@ -126,7 +126,10 @@ func (r *Router) recordRefusal(rec refusalRecord) {
 	case "relay", "no-relay", "not-a-local-zone", "tunnel-to-non-zone", "source-not-in-a-local-zone":
 		ev = audit.EventRelayRefused
 	}
-	d := map[string]string{"reason": rec.reason, "direction": rec.dir.String(), "count": fmt.Sprint(rec.n), "by": rec.where}
+	d := map[string]string{"reason": rec.reason, "count": fmt.Sprint(rec.n), "by": rec.where}
+	if rec.where == "tunnel" {
+		d["direction"] = rec.dir.String()
+	}
 	if rec.n > 1 {
 		d["first"], d["last"] = rec.first.UTC().Format(time.RFC3339Nano), rec.last.UTC().Format(time.RFC3339Nano)
 	}
