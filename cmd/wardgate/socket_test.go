@@ -32,8 +32,17 @@ func TestOverSocket(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, args := range [][]string{
-			{"status"}, {"connections"}, {"up", "a-b"}, {"up", "a-c"}, {"up", "a x/y"}, {"down", "a-b"}, {"policy", "check", "-"}, {"policy", "install", "-"},
-			{"audit", "tail", "-n", "2"}, {"counters"}, {"status", "--json"},
+			{"status"},
+			{"connections"},
+			{"up", "a-b"},
+			{"up", "a-c"},
+			{"up", "a x/y"},
+			{"down", "a-b"},
+			{"policy", "check", "-"},
+			{"policy", "install", "-"},
+			{"audit", "tail", "-n", "2"},
+			{"counters"},
+			{"status", "--json"},
 			{"explain", "--from", "10.2.1.9", "--to", "10.1.2.10", "--protocol", "tcp", "--port", "104"},
 			{"explain", "--from", "10.2.1.9", "--to", "10.3.1.7", "--protocol", "tcp", "--port", "104", "--json"},
 		} {
