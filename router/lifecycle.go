@@ -46,6 +46,10 @@ func (r *Router) lifecycle(ctx context.Context) {
 	}
 }
 
+// connectingMax is far beyond the end of the longest attempt (retransmit in peers.go, several
+// gateways and rounds).
+const connectingMax = 5 * time.Minute
+
 // tend does for one connection what the time asks for.
 func (r *Router) tend(c *connection, now time.Time) {
 	spec := c.spec.Load()
@@ -76,6 +80,11 @@ func (r *Router) tend(c *connection, now time.Time) {
 		}
 	}
 	c.mu.Lock()
+	if stuck := c.state == connConnecting && now.Sub(c.wokenAt) > connectingMax; stuck {
+		// IKE has an end to every attempt; should one get lost all the same, the next begins here
+		c.wokenAt = now
+		r.wake(c)
+	}
 	if c.state == connWaiting && !now.Before(c.retryAt) && spec.start != startAlways {
 		c.setState(connIdle, now) // the next packet may try again
 	}
