@@ -127,6 +127,9 @@ func bareHospital(t *testing.T, name string) *lab.Hospital {
 				t.Logf("---- %s\n%s", filepath.Base(f), strings.Join(lines[max(0, len(lines)-60):], "\n"))
 			}
 		}
+		if hold, err := time.ParseDuration(os.Getenv("WARDGATE_E2E_HOLD")); err == nil && t.Failed() {
+			time.Sleep(hold) // to look around in the namespaces of a failed test
+		}
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}

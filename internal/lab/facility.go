@@ -237,7 +237,10 @@ func (f *Facility) StartDaemon(ctx context.Context) error {
 		if err := p.Running(); err != nil {
 			return err
 		}
-		_, err := f.Status(ctx)
+		s, err := f.Status(ctx)
+		if err == nil && s.Token.State == control.TokenStarting {
+			err = errors.New("its token is starting")
+		}
 		return err
 	})
 }
