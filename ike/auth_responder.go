@@ -197,16 +197,16 @@ func (sa *SA) answerRound(auth authValue) {
 	cfg := sa.offerChild(&k, out, childRequest{offers: h.childSA, tsi: h.tsi, tsr: h.tsr, withoutKE: true})
 	// The initiator may send on the CHILD SA as soon as it has our answer, so we receive on it
 	// before the answer leaves, and send only afterwards.
-	var c *child
 	if cfg != nil {
-		if c, err = e.install(sa, g, cfg, k); err != nil {
+		c, err := e.install(sa, g, cfg, k)
+		if err != nil {
 			sa.fail(err)
 			return
 		}
+		e.useSoon(sa, c)
 	}
-	g.respond(in, out)
-	if c != nil && sa.state == StateEstablished {
-		e.use(sa, c)
+	if sa.state == StateEstablished {
+		g.respond(in, out)
 	}
 }
 

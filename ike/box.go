@@ -108,6 +108,11 @@ func (b *box) perform(a action) {
 		ep.refuseStranger(a.path, a.code, a.text)
 	case actEstablished:
 		ep.established(b, a)
+	case actAgain:
+		b.ending.Store(true)
+		if err := ep.Initiate(a.peer, a.child); err != nil {
+			ep.cfg.Owner.InitiateFailed(a.peer, a.child, err)
+		}
 	case actClosed:
 		ep.remove(b)
 	}

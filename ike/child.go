@@ -62,9 +62,10 @@ func (c *child) status(now time.Time) ChildStatus {
 
 // Times of what waits.
 const (
-	retryAfter  = 10 * time.Second // after TEMPORARY_FAILURE, plus up to as much again
-	retryLater  = time.Minute      // a rekey that the peer refused for good reasons of its own
-	replacedFor = 90 * time.Second // a replaced SA whose Delete never comes is ours to delete
+	retryAfter  = 10 * time.Second      // after TEMPORARY_FAILURE, plus up to as much again
+	retryLater  = time.Minute           // a rekey that the peer refused for good reasons of its own
+	replacedFor = 90 * time.Second      // a replaced SA whose Delete never comes is ours to delete
+	answerTime  = 50 * time.Millisecond // what a peer needs to judge our answer; see useSoon
 )
 
 // keying is what a CREATE_CHILD_SA or IKE_AUTH exchange agreed for a CHILD SA.
@@ -129,6 +130,17 @@ func (e *established) use(sa *SA, c *child) {
 	c.sendNow = true
 	id := c.id
 	sa.tell(func(o Owner) { o.ChildSwitch(id) })
+}
+
+// useSoon has the owner send on a new CHILD SA that the peer asked for, a moment after our answer
+// went out: the peer must judge the answer before it can take packets, and what comes sooner
+// would be lost. A packet of the peer ends the wait earlier (ChildSA.SendNow).
+func (e *established) useSoon(sa *SA, c *child) {
+	e.later = append(e.later, delayed{sa.now.Add(answerTime), func(sa *SA) {
+		if sa.est != nil && slices.Contains(sa.est.children, c) && c.successor == nil {
+			sa.est.use(sa, c)
+		}
+	}})
 }
 
 // remove forgets a CHILD SA.
@@ -196,9 +208,11 @@ func (e *established) deadline(sa *SA) time.Time {
 		return d
 	}
 	add(e.rekeyAt)
+	add(e.endAt(sa))
 	for _, c := range e.children {
 		add(c.rekeyAt)
 		add(c.dropAt)
+		add(c.endAt(sa))
 	}
 	add(e.livenessAt(sa))
 	add(e.keepaliveAt(sa))
@@ -219,6 +233,10 @@ func (e *established) onTimer(sa *SA) {
 	if sa.state != StateEstablished {
 		return
 	}
+	if due(now, e.endAt(sa)) {
+		sa.terminate(Reason{Code: ReasonExpired, Text: "the IKE SA could not be rekeyed in time"})
+		return
+	}
 	if due(now, e.rekeyAt) {
 		e.rekeyAt = time.Time{}
 		sa.rekeyIKE()
@@ -227,6 +245,10 @@ func (e *established) onTimer(sa *SA) {
 		if due(now, c.rekeyAt) {
 			c.rekeyAt = time.Time{}
 			sa.rekeyChild(c)
+		}
+		if due(now, c.endAt(sa)) {
+			sa.deleteChild(c, Reason{Code: ReasonExpired, Text: "the CHILD SA could not be rekeyed in time"})
+			continue
 		}
 		if due(now, c.dropAt) {
 			c.dropAt = time.Time{}
@@ -240,6 +262,17 @@ func (e *established) onTimer(sa *SA) {
 		sa.lastSent = now
 		sa.do(actKeepalive{sa.path})
 	}
+}
+
+// endAt is when an IKE SA ends that could not be rekeyed: half as long again as the soft lifetime.
+func (e *established) endAt(sa *SA) time.Time { return sa.cur.created.Add(sa.peer.rekeyIKE() * 3 / 2) }
+
+// endAt is the same for a CHILD SA.
+func (c *child) endAt(sa *SA) time.Time {
+	if c.deleting {
+		return time.Time{}
+	}
+	return c.created.Add(sa.peer.rekeyChild() * 3 / 2)
 }
 
 // livenessAt is when the peer is asked whether it lives (RFC 7296, section 2.4); zero while

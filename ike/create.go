@@ -454,7 +454,7 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 		return nil
 	}
 	if k.replaces == nil {
-		sa.est.use(sa, c)
+		sa.est.useSoon(sa, c)
 	}
 	if old := k.replaces; old != nil {
 		sa.est.replace(old, c)

@@ -108,6 +108,8 @@ type (
 		code Code
 		text string
 	}
+	// actAgain: initiate this over another IKE SA.
+	actAgain struct{ peer, child string }
 	// actClosed: the IKE SA has ended; nothing comes after it.
 	actClosed struct{}
 )
@@ -119,4 +121,5 @@ func (actVerify) isAction()      {}
 func (actTell) isAction()        {}
 func (actEstablished) isAction() {}
 func (actStranger) isAction()    {}
+func (actAgain) isAction()       {}
 func (actClosed) isAction()      {}

@@ -73,8 +73,6 @@ func (sa *SA) onInitiate(name string) {
 		if !slices.Contains(sa.wanted, name) {
 			sa.wanted = append(sa.wanted, name)
 		}
-	case sa.state != StateEstablished:
-		sa.tellInitiateFailed(name, fmt.Errorf("%w: the IKE SA is being deleted", ErrTerminated))
 	default:
 		sa.wantChild(name)
 	}

@@ -6,6 +6,8 @@ import (
 	"io"
 	"slices"
 	"time"
+
+	"wardgate/ike/message"
 )
 
 // SA is one IKE SA through all its rekeys: a state machine without I/O. Its owner steps it with
@@ -23,6 +25,7 @@ type SA struct {
 	begun     time.Time
 	lastSeen  time.Time // last authentic message that was no repetition
 	lastSent  time.Time // last datagram or keepalive
+	lastHint  time.Time // last unprotected hint that the peer lost its state
 
 	// handshake is what IKE_SA_INIT and IKE_AUTH need; nil once established.
 	handshake *handshake
@@ -55,6 +58,9 @@ type natState struct {
 func (sa *SA) Step(now time.Time, ev event) []action {
 	sa.now = now
 	sa.actions = nil
+	if i, ok := ev.(evInitiate); ok && sa.state >= StateDeleting && sa.peer != nil {
+		return []action{actAgain{sa.peer.Name, i.child}} // it met us on our way out
+	}
 	if sa.state == StateClosed {
 		return nil
 	}
@@ -119,6 +125,9 @@ func (sa *SA) onDatagram(ev evDatagram) {
 		// The I flag is the role in the generation; both SPIs must be the ones of it.
 		if g.spiI == h.spiI && g.spiR == h.spiR && g.initiator != h.fromInitiator {
 			if h.response {
+				if sa.est != nil && sa.hint(ev.msg) {
+					return
+				}
 				g.onResponse(ev)
 			} else {
 				g.onRequest(ev)
@@ -127,6 +136,24 @@ func (sa *SA) onDatagram(ev evDatagram) {
 		}
 	}
 }
+
+// hint takes an unprotected INVALID_IKE_SPI: the peer may have lost its state. Anybody can send
+// that, so it ends nothing; the peer is asked whether it lives, at most every ten seconds (RFC
+// 7296, section 2.4).
+func (sa *SA) hint(msg []byte) bool {
+	m, err := message.Parse(msg)
+	if err != nil || m.Encrypted != nil {
+		return false
+	}
+	if m.Payloads.HasNotify(message.NotifyInvalidIKESPI) && sa.state == StateEstablished && sa.cur.req == nil &&
+		len(sa.cur.queue) == 0 && due(sa.now, sa.lastHint.Add(hintInterval)) {
+		sa.lastHint = sa.now
+		sa.cur.enqueue(&livenessTask{})
+	}
+	return true
+}
+
+const hintInterval = 10 * time.Second
 
 // deadline is when the SA wants an evTimer; zero: never.
 func (sa *SA) deadline() time.Time {

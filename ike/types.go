@@ -171,8 +171,8 @@ type Owner interface {
 	// ChildUp: install both directions.
 	ChildUp(ChildSA)
 
-	// ChildSwitch: send on this CHILD SA from now on. Called only for one whose SendNow was
-	// false, unless it went down before.
+	// ChildSwitch: send on this CHILD SA from now on. Called once for each whose SendNow was
+	// false, unless it goes down before.
 	ChildSwitch(ChildID)
 
 	// ChildDown: remove both directions. When Reason.Rekeyed, packets that are still on their
@@ -224,8 +224,9 @@ type ChildSA struct {
 	LocalTS, RemoteTS []Selector
 	Path              Path
 
-	// SendNow: send on it at once. Otherwise go on sending on Replaces until a packet that came
-	// in on this one was authentic, or ChildSwitch is called.
+	// SendNow: send on it at once. Otherwise receive on it, and go on sending on Replaces (with
+	// Replaces 0: hold the packets) until a packet that came in on this one was authentic, or
+	// ChildSwitch is called, whichever is first. ChildSwitch always comes, unless ChildDown does.
 	SendNow bool
 
 	RemoteIDs []Identity
@@ -234,8 +235,7 @@ type ChildSA struct {
 
 // Reason says why something ended.
 type Reason struct {
-	// Code is stable: "rekeyed", "deleted-by-peer", "deleted-locally", "peer-dead", "replaced",
-	// "policy", "shutdown", "protocol-error", "reinit".
+	// Code is one of the Reason constants; they are stable.
 	Code    string
 	Text    string
 	Rekeyed bool // a newer one took its place
@@ -252,6 +252,7 @@ const (
 	ReasonPolicy        = "policy"          // SetPeers took the right away
 	ReasonShutdown      = "shutdown"        // Close
 	ReasonProtocol      = "protocol-error"  // the peer broke the protocol
+	ReasonExpired       = "expired"         // the keys are too old and could not be replaced
 	ReasonRedundant     = "redundant"       // lost a rekey collision
 )
 

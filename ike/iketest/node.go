@@ -35,7 +35,8 @@ type Node struct {
 // Child is a CHILD SA as the data path sees it.
 type Child struct {
 	ike.ChildSA
-	Up time.Time
+	Up       time.Time
+	Switched bool
 }
 
 // NewNode adds an endpoint at addr. edit may change its configuration.
@@ -138,9 +139,10 @@ func (n *Node) ChildSwitch(id ike.ChildID) {
 		n.violate("switch to CHILD SA %d, which is not up", id)
 		return
 	}
-	if c.SendNow {
+	if c.SendNow || c.Switched {
 		n.violate("switch to CHILD SA %d, which is in use", id)
 	}
+	c.Switched = true
 	n.Send[key(&c.ChildSA)] = id
 }
 
