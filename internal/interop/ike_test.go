@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,6 +66,7 @@ type sceneOptions struct {
 	mobike   bool
 	more     string // of the strongSwan connection
 	spoil    func(sc *scene)
+	edit     func(conf string) string
 }
 
 const psk = "a pre-shared key of 32 octets!!!"
@@ -113,6 +115,9 @@ func newScene(t *testing.T, o sceneOptions) *scene {
 		conf += fmt.Sprintf(" local-1 {\n auth = pubkey\n certs = device.pem\n id = %s\n }\n local-2 {\n auth = pubkey\n certs = service.pem\n id = %s\n }\n", sc.theirDevice.name, sc.theirService.name)
 		conf += fmt.Sprintf(" remote-1 {\n auth = pubkey\n id = %s\n cacerts = device.pem\n }\n remote-2 {\n auth = pubkey\n id = %s\n cacerts = service.pem\n }\n", sc.ourDevice.name, sc.ourService.name)
 		conf += child
+	}
+	if o.edit != nil {
+		conf = o.edit(conf)
 	}
 	sc.ss.configure(conf)
 	sc.d = newDriver(t, sc.w, peer)
@@ -230,4 +235,54 @@ func TestStrongSwanInitiator(t *testing.T) {
 			sc.life(t, false)
 		})
 	}
+}
+
+// TestStrongSwanRefused: strongSwan as the initiator that must not come up, and the words of our
+// own record for it.
+func TestStrongSwanRefused(t *testing.T) {
+	base := variants[0]
+	for _, c := range []struct {
+		name  string
+		spoil func(sc *scene)
+		code  ike.Code
+	}{
+		{"service certificate of another device", func(sc *scene) {
+			other := issue(sc.theirDevice.ca, "other.devices.example", labca.P256, nil)
+			sc.theirService = issue(sc.theirService.ca, sc.theirService.name, labca.P256, other)
+		}, ike.CodeNotBound},
+		{"service certificate of another CA", func(sc *scene) {
+			ca := newCA(labca.Service, "rogue")
+			sc.theirService = issue(ca, sc.theirService.name, labca.P256, sc.theirDevice)
+			sc.ss.ca("rogue", ca)
+		}, ike.CodeUnknownCA},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := base
+			o.spoil = c.spoil
+			sc := newScene(t, o)
+			if out, err := sc.ss.try("--initiate", "--child", "net", "--timeout", "10"); err == nil {
+				t.Errorf("strongSwan came up:\n%s", out)
+			}
+			sc.d.wait("the refusal", func() bool { return len(sc.d.refusals) == 1 && sc.d.refusals[0].Code == c.code })
+			sc.ss.wait(0, 0)
+			if s := sc.d.state(); len(sc.d.ep.Snapshot()) != 0 {
+				t.Error("state is left:", s)
+			}
+		})
+	}
+}
+
+// TestStrongSwanDeviceOnly: strongSwan proves its device and stops.
+func TestStrongSwanDeviceOnly(t *testing.T) {
+	o := variants[0]
+	o.edit = func(conf string) string {
+		from, to := strings.Index(conf, " local-2 {"), strings.Index(conf, " remote-1 {")
+		return conf[:from] + conf[to:]
+	}
+	sc := newScene(t, o)
+	if out, err := sc.ss.try("--initiate", "--child", "net", "--timeout", "10"); err == nil {
+		t.Errorf("strongSwan came up:\n%s", out)
+	}
+	sc.d.wait("the refusal", func() bool { return len(sc.d.refusals) == 1 && sc.d.refusals[0].Code == ike.CodeDeviceOnly })
+	sc.ss.wait(0, 0)
 }
