@@ -145,6 +145,7 @@ func Start(ctx context.Context, opt Options) (*Chip, error) {
 	}
 	c.once = opt.PIN.Value != nil || opt.PIN.SOPIN != nil
 	c.adopt(p, hello)
+	close(p.adopted)
 	go c.supervise(run, p)
 	return c, nil
 }

@@ -99,7 +99,7 @@ func newBench(tb testing.TB) *bench {
 	b.opt = pkichip.Options{
 		Binary: bin, Module: b.module, TokenLabel: label, Env: []string{"SOFTHSM2_CONF=" + conf},
 		PIN:  pkichip.PINSource{File: b.pinFile()},
-		Poll: 20 * time.Millisecond, PingInterval: 30 * time.Millisecond, PingTimeout: 300 * time.Millisecond,
+		Poll: 20 * time.Millisecond, PingInterval: 30 * time.Millisecond, PingTimeout: 2 * time.Second,
 		MinBackoff: 10 * time.Millisecond, MaxBackoff: 100 * time.Millisecond,
 		Log: func(e pkichip.Event) {
 			if e.Kind == pkichip.EventModuleOutput {
@@ -111,7 +111,7 @@ func newBench(tb testing.TB) *bench {
 		},
 	}
 	if raceEnabled {
-		b.opt.PingTimeout = 3 * time.Second
+		b.opt.PingTimeout = 5 * time.Second
 	}
 	return b
 }

@@ -15,9 +15,10 @@ import (
 
 // conn is one chip process and the conversation with it.
 type conn struct {
-	cmd  *exec.Cmd
-	sock *os.File
-	dead chan struct{} // closed when the conversation has ended; err says why
+	cmd     *exec.Cmd
+	sock    *os.File
+	dead    chan struct{} // closed when the conversation has ended; err says why
+	adopted chan struct{} // closed when it serves: events come after that of the restart
 
 	writeMu sync.Mutex
 
@@ -74,7 +75,11 @@ func (c *conn) read(event func(*chipproto.Message)) {
 			return
 		}
 		if m.Type == chipproto.TypeEvent {
-			event(m)
+			select {
+			case <-c.adopted:
+				event(m)
+			case <-c.dead:
+			}
 			continue
 		}
 		c.mu.Lock()

@@ -48,7 +48,8 @@ func (c *Chip) spawn(ctx context.Context) (*conn, *chipproto.Message, error) {
 		return nil, nil, fmt.Errorf("chip: socket pair: %w", err)
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "chip"), os.NewFile(uintptr(fds[1]), "chip")
-	defer theirs.Close()
+	closeTheirs := sync.OnceFunc(func() { _ = theirs.Close() })
+	defer closeTheirs()
 
 	cmd := exec.Command(c.opt.Binary, c.args()...)
 	cmd.Env = append(environment(), c.opt.Env...)
@@ -63,6 +64,7 @@ func (c *Chip) spawn(ctx context.Context) (*conn, *chipproto.Message, error) {
 	if err == nil {
 		cmd.Stderr = theirOutput
 		err = cmd.Start()
+		closeTheirs() // so that the process's end is seen on ours
 		_ = theirOutput.Close()
 		if err != nil {
 			_ = output.Close()
@@ -74,7 +76,7 @@ func (c *Chip) spawn(ctx context.Context) (*conn, *chipproto.Message, error) {
 		return nil, nil, processError(ErrModule, "the chip process cannot be started: "+err.Error(), "check [token] chip: it must be the path of wardgate-chip")
 	}
 	handOver(true)
-	p := &conn{cmd: cmd, sock: ours, dead: make(chan struct{}), pending: map[uint32]*call{}}
+	p := &conn{cmd: cmd, sock: ours, dead: make(chan struct{}), adopted: make(chan struct{}), pending: map[uint32]*call{}}
 	tail := &lastLines{done: make(chan struct{})}
 	go c.copyOutput(output, tail)
 	go p.read(c.chipEvent)
@@ -257,6 +259,7 @@ func (c *Chip) supervise(run context.Context, p *conn) {
 			c.mu.Unlock()
 			c.adopt(p, hello)
 			c.emit(EventRestarted, fmt.Sprintf("chip process %d answers", p.pid()))
+			close(p.adopted)
 		}
 	}
 }

@@ -115,6 +115,9 @@ func wrap(op string, err error) *Error {
 
 // doubtful are return values after which it must be seen whether token and session still exist.
 func doubtful(err error) bool {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code == chipproto.CodeNoKey // SoftHSM finds nothing when its folder is gone
+	}
 	rv, ok := errors.AsType[pkcs11.Error](err)
 	if !ok {
 		return false

@@ -50,7 +50,7 @@ type Token struct {
 	mu      sync.Mutex // guards what follows
 	state   chipproto.TokenState
 	why     *Error // why the state is not ready
-	seen    bool   // the token was there once
+	seen    bool   // the token was found once
 	free    []pkcs11.SessionHandle
 	gen     int // counts logins; handles of another generation are void
 	keys    map[string]keyHandle
@@ -190,9 +190,6 @@ func (t *Token) reopenLocked() *Error {
 	t.shutdown()
 	err := t.login()
 	if err == nil {
-		t.mu.Lock()
-		t.seen = true
-		t.mu.Unlock()
 		t.setState(chipproto.StateReady, nil)
 		return nil
 	}
@@ -219,12 +216,13 @@ func (t *Token) login() *Error {
 	if err := t.p.Initialize(); err != nil {
 		if rv, ok := errors.AsType[pkcs11.Error](err); !ok || rv != pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED {
 			e := wrap("C_Initialize", err)
-			if t.seenBefore() {
-				e.Code = chipproto.CodeRemoved
-			} else {
-				e.Code = chipproto.CodeModule
-			}
+			e.Code = chipproto.CodeModule
 			e.Text = fmt.Sprintf("the PKCS#11 module %s does not start: %s", t.cfg.Module, e.Text)
+			if t.seenBefore() { // SoftHSM without its folder
+				e.Code = chipproto.CodeRemoved
+				e.Text = fmt.Sprintf("the token %s has been removed; %s", certs.Quote(t.tokenLabel()), e.Text)
+				e.Do = "put it back"
+			}
 			return e
 		}
 	}
@@ -237,6 +235,9 @@ func (t *Token) login() *Error {
 		return err
 	}
 	t.slot, t.serial = slot, info.SerialNumber
+	t.mu.Lock()
+	t.seen = true
+	t.mu.Unlock()
 	s, e := t.p.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	if e != nil {
 		return wrap("C_OpenSession", e)
@@ -393,8 +394,8 @@ func (t *Token) present() bool {
 	return t.cfg.PIN.none() || s.State == pkcs11.CKS_RW_USER_FUNCTIONS
 }
 
-// with runs f with a session of the pool. When the token or the session is gone, it is looked for
-// once more, and f is run once more when it is there again.
+// with runs f with a session of the pool. After an error that may mean that the token or the
+// session is gone, f is run once more, when need be after looking for the token anew.
 func (t *Token) with(f func(s pkcs11.SessionHandle) error) *Error {
 	for attempt := 0; ; attempt++ {
 		gen := t.generation()
@@ -408,8 +409,11 @@ func (t *Token) with(f func(s pkcs11.SessionHandle) error) *Error {
 		t.life.RLock()
 		ok := t.started && t.present()
 		t.life.RUnlock()
-		if ok || attempt > 0 {
+		switch {
+		case attempt > 0:
 			return wrap("", err)
+		case ok: // a stale handle, perhaps: they have been forgotten
+			continue
 		}
 		if e := t.reopen(gen); e != nil {
 			return e
