@@ -184,7 +184,7 @@ func (e *TestError) Error() string {
 			break
 		}
 		fmt.Fprintf(&b, "\n  /tests/%d %q: expected %s, came %s: %s", f.Index, f.Name, f.Expect, f.Got,
-			strings.ReplaceAll(f.Explanation.Text, "\n", "; "))
+			strings.ReplaceAll(f.Explanation.Text, "\n", " "))
 	}
 	return b.String()
 }

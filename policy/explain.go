@@ -50,7 +50,7 @@ const maxNear = 5
 
 // String writes a flow in one line.
 func (f Flow) String() string {
-	s := fmt.Sprintf("%s from %v to %v", protocolName(uint16(f.Proto)), f.Src, f.Dst)
+	s := fmt.Sprintf("%s from %v to %v", showProtocol(uint16(f.Proto)), f.Src, f.Dst)
 	switch {
 	case f.NoPorts:
 	case hasPorts(uint16(f.Proto)):

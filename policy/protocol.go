@@ -71,6 +71,15 @@ func protocolName(p uint16) string {
 	return strconv.Itoa(int(p))
 }
 
+// showProtocol is protocolName for sentences.
+func showProtocol(p uint16) string {
+	name := protocolName(p)
+	if name[0] >= '0' && name[0] <= '9' {
+		return "protocol " + name
+	}
+	return name
+}
+
 // parseProtocol reads a protocol of a flow or test. The error is the "do" part of a fault.
 func parseProtocol(s string) (proto uint16, hint string, ok bool) {
 	switch s {

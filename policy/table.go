@@ -74,7 +74,11 @@ func (r RuleInfo) Path() string { return fmt.Sprintf("/connections/%d/flows/%d",
 
 // String writes the flow in one line, such as "tcp from 10.2.1.0/24 to 10.1.2.10 port 104,11112".
 func (r RuleInfo) String() string {
-	s := r.Protocol + " from " + showPrefixes(r.From) + " to " + showPrefixes(r.To)
+	s := r.Protocol + " from "
+	if s[0] >= '0' && s[0] <= '9' {
+		s = "protocol " + s
+	}
+	s += showPrefixes(r.From) + " to " + showPrefixes(r.To)
 	if len(r.Ports) > 0 {
 		s += " port " + showPorts(r.Ports)
 	}
