@@ -69,6 +69,9 @@ func (c *cli) explainFailure(err error) (*control.Error, int) {
 	case errors.Is(err, context.DeadlineExceeded):
 		return &control.Error{Kind: control.KindTimeout, Code: "timeout", Title: "that took too long", Detail: err.Error(), Hint: "try again; if it stays so, look at: journalctl -u wardgated"}, exitFailure
 	}
+	if e := tokenFailure(err); e != nil {
+		return e, exitOf(e.Kind)
+	}
 	return &control.Error{Kind: control.KindInternal, Code: "internal", Title: err.Error()}, exitFailure
 }
 
