@@ -117,7 +117,7 @@ func TestMODP(t *testing.T) {
 			small := func(n int64) []byte { return big.NewInt(n).FillBytes(make([]byte, g.len)) }
 			r := testRand(7)
 			bases := [][]byte{small(2), small(3), minus(2), minus(3)}
-			for range 6 {
+			for range 2 {
 				b, _ := randomBytes(r, g.len)
 				bases = append(bases, new(big.Int).Mod(new(big.Int).SetBytes(b), p).FillBytes(make([]byte, g.len)))
 			}
