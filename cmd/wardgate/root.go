@@ -80,12 +80,16 @@ func (c *cli) rootCommand() *cobra.Command {
 		c.countersCommand(),
 		c.versionCommand(),
 	)
-	// The commands that need no daemon and live in files of their own.
-	root.AddCommand(extraCommands()...)
+	root.AddCommand(otherCommands()...)
 
 	c.prepare(root)
 	return root
 }
+
+// otherCommands are the commands that live in files of their own and know nothing of cli: `token`
+// is registered here. They print to cmd.OutOrStdout, look up --json with cmd.Flags, and return
+// errors, which root reports (failures.go) and turns into the exit code.
+func otherCommands() []*cobra.Command { return nil }
 
 // prepare makes every command note that it was started, and every group of commands complain
 // about a name that it does not have (cobra prints its help and calls it a success).
