@@ -264,7 +264,8 @@ func (ep *Endpoint) established(b *box, a actEstablished) {
 		ep.addPeerLocked(a.peer, b)
 	}
 	if a.initialContact {
-		for _, o := range ep.boxes {
+		// The same identities lead to the same connection.
+		for _, o := range ep.byPeer[a.peer] {
 			if o != b {
 				others = append(others, o)
 			}

@@ -84,6 +84,7 @@ func NewEndpoint(cfg Config) (*Endpoint, error) {
 // peer; the others live on. The error names the first connection that is not usable; nothing is
 // changed then.
 func (ep *Endpoint) SetPeers(peers []*PeerConfig) error {
+	names := make(map[string]bool, len(peers))
 	for i, p := range peers {
 		if p == nil {
 			return fmt.Errorf("ike: connection %d is nil", i)
@@ -91,11 +92,10 @@ func (ep *Endpoint) SetPeers(peers []*PeerConfig) error {
 		if err := p.validate(); err != nil {
 			return err
 		}
-		for _, q := range peers[:i] {
-			if q.Name == p.Name {
-				return fmt.Errorf("ike: two connections are named %q", p.Name)
-			}
+		if names[p.Name] {
+			return fmt.Errorf("ike: two connections are named %q", p.Name)
 		}
+		names[p.Name] = true
 	}
 	set := newPeerSet(peers)
 	ep.peers.Store(set)
