@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -226,16 +227,49 @@ func (f *Facility) tokenLabel() string { return "facility-" + f.Name }
 func (f *Facility) pinFile() string    { return f.path("etc", "pin") }
 func (f *Facility) anchorFile() string { return f.path("etc", "policy-ca.pem") }
 
-// StartDaemon starts wardgated and waits until its control API answers.
+// StartDaemon starts wardgated and waits until it says that it is ready (sd_notify) and knows how
+// its token is.
 func (f *Facility) StartDaemon(ctx context.Context) error {
-	p, err := f.lab.Start(f.Router, "wardgated-"+f.Name, f.Env(), filepath.Join(f.lab.Bin, "wardgated"), "-config", f.ConfigFile())
+	socket := f.path("run", "notify.sock")
+	if err := os.RemoveAll(socket); err != nil {
+		return err
+	}
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
 		return err
 	}
+	p, err := f.lab.Start(f.Router, "wardgated-"+f.Name, append(f.Env(), "NOTIFY_SOCKET="+socket), filepath.Join(f.lab.Bin, "wardgated"), "-config", f.ConfigFile())
+	if err != nil {
+		notify.Close()
+		return err
+	}
 	f.Daemon = p
-	return WaitFor(ctx, f.Title+"'s wardgated to answer", 10*time.Second, func() error {
+	ready := make(chan struct{})
+	go func() { // reads on as long as the daemon lives: a full socket would hold it up
+		buf := make([]byte, 4096)
+		for said := false; ; {
+			n, err := notify.Read(buf)
+			if err != nil {
+				return
+			}
+			if !said && slices.Contains(strings.Split(string(buf[:n]), "\n"), "READY=1") {
+				said = true
+				close(ready)
+			}
+		}
+	}()
+	go func() {
+		<-p.Done()
+		notify.Close()
+	}()
+	return WaitFor(ctx, f.Title+"'s wardgated to be ready", 15*time.Second, func() error {
 		if err := p.Running(); err != nil {
 			return err
+		}
+		select {
+		case <-ready:
+		default:
+			return errors.New("it has not said so")
 		}
 		s, err := f.Status(ctx)
 		if err == nil && s.Token.State == control.TokenStarting {
