@@ -106,9 +106,6 @@ func (r *Router) peerConfig(table *policy.Table, info *policy.ConnectionInfo, cr
 		child.RemoteTS = append(child.RemoteTS, ike.PrefixSelector(x))
 	}
 	p.Children = []ike.ChildConfig{child}
-	if len(info.Gateways) > 0 {
-		p.Local = localAddrTo(info.Gateways[0].Addr())
-	}
 
 	device := credential(creds, 1, "")
 	if device == nil {

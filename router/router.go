@@ -137,7 +137,7 @@ func New(opt Options) (_ *Router, err error) {
 	}
 	r.ep, err = ike.NewEndpoint(ike.Config{
 		Clock: systemClock{}, Rand: rand.Reader, Owner: owner{r},
-		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound,
+		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound, SourceAddr: localAddrTo,
 		CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
 	})
 	if err != nil {
