@@ -89,7 +89,7 @@ func (c *cli) rootCommand() *cobra.Command {
 // otherCommands are the commands that live in files of their own and know nothing of cli: `token`
 // is registered here. They print to cmd.OutOrStdout, look up --json with cmd.Flags, and return
 // errors, which root reports (failures.go) and turns into the exit code.
-func otherCommands() []*cobra.Command { return nil }
+func otherCommands() []*cobra.Command { return []*cobra.Command{tokenCommand()} }
 
 // prepare makes every command note that it was started, and every group of commands complain
 // about a name that it does not have (cobra prints its help and calls it a success).
