@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto"
 	"encoding/asn1"
 	"encoding/json"
 	"net/netip"
@@ -165,7 +166,7 @@ func TestRefusedPeers(t *testing.T) {
 		}
 	}
 	serverAuth := asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 1}
-	for _, c := range []struct {
+	for i, c := range []struct {
 		name, code string
 		id         func() *lab.Identity
 		target     lab.RogueTarget
@@ -199,8 +200,7 @@ func TestRefusedPeers(t *testing.T) {
 		})), lab.RogueTarget{}},
 		{"key that is not the certificate's", "bad-signature", func() *lab.Identity {
 			id := forge(nil)()
-			other := forge(nil)()
-			id.Keys[1] = other.Keys[1]
+			id.Keys[1] = liar{Signer: forge(nil)().Keys[1], public: id.Keys[1].Public()}
 			return id
 		}, lab.RogueTarget{}},
 		{"group that the contract is not for", "", func() *lab.Identity {
@@ -210,7 +210,11 @@ func TestRefusedPeers(t *testing.T) {
 		}, lab.RogueTarget{Service: lab.GroupB}},
 	} {
 		after := lastAudit(t, h.A)
-		r, err := h.Lab.Rogue(h.B.Router, h.B.WAN)
+		// Each from an address of its own: the record takes one refusal of a kind from one
+		// address in ten seconds.
+		from := netip.AddrFrom4([4]byte{198, 18, 0, byte(100 + i)})
+		must(t, h.B.Router.Addr(lab.WANDev, netip.PrefixFrom(from, 24).String()))
+		r, err := h.Lab.Rogue(h.B.Router, from)
 		must(t, err)
 		target := c.target
 		target.Peer = h.A
@@ -244,6 +248,14 @@ func TestRefusedPeers(t *testing.T) {
 	}))
 	must(t, r.Close())
 }
+
+// liar is a key that passes for another one.
+type liar struct {
+	crypto.Signer
+	public crypto.PublicKey
+}
+
+func (l liar) Public() crypto.PublicKey { return l.public }
 
 // The second round that is announced and never sent: no CHILD SA, no traffic, and what the peer
 // made us keep is gone after 30 s.
