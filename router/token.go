@@ -37,7 +37,11 @@ func (r *Router) refreshCredentials(ctx context.Context) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil {
-		r.creds = nil
+		// A chip process that starts again says nothing about the token: the signers stay valid
+		// across it, so no tunnel ends for it, and no connection is refused.
+		if !errors.Is(err, pkichip.ErrChipRestarting) && !errors.Is(err, pkichip.ErrChipHung) && !errors.Is(err, pkichip.ErrBusy) {
+			r.creds = nil
+		}
 		r.tokenState, r.tokenErr = tokenTrouble(err)
 		r.log.Warn("token", zap.String("state", r.tokenState), zap.Error(err))
 		return
