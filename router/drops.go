@@ -69,6 +69,7 @@ func (r dropReason) recorded() bool {
 	switch r {
 	case dropMalformed, dropFragment, dropNoPolicy, dropPolicy, dropNoState, dropSelectors, dropBlocked, dropManual:
 		return true
+	case dropNone, dropNotUnicast, dropWaiting, dropHeldFull, dropSeal, dropSend, dropUnknownSPI, dropReplay, dropICV, dropESP, dropDummy, dropECN, dropTUN, numDropReasons:
 	}
 	return false
 }
@@ -119,7 +120,8 @@ func dropFor(err error) dropReason {
 
 // dropForOpen maps the sentinels of esp.Inbound.Open, which are never wrapped.
 func dropForOpen(err error) dropReason {
-	switch err { //nolint:errorlint // hot path; see above
+	//nolint:errorlint // hot path; see above
+	switch err {
 	case esp.ErrReplay:
 		return dropReplay
 	case esp.ErrAuth:

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"hash/maphash"
 	"math/bits"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 )
@@ -61,9 +60,6 @@ func keyOf(p *packet, dir direction) flowKey {
 	}
 	return k
 }
-
-func (k *flowKey) localAddr() netip.Addr  { return netip.AddrFrom16(k.local).Unmap() }
-func (k *flowKey) remoteAddr() netip.Addr { return netip.AddrFrom16(k.remote).Unmap() }
 
 // flow is one tracked flow.
 type flow struct {
@@ -182,17 +178,6 @@ func (t *flowTable) insert(f *flow, h uint64) *flow {
 	}
 	s.m[f.key] = f
 	return f
-}
-
-// remove takes f out.
-func (t *flowTable) remove(f *flow) {
-	s := &t.shards[t.hash(&f.key)%flowShards]
-	s.mu.Lock()
-	if s.m[f.key] == f {
-		delete(s.m, f.key)
-	}
-	s.mu.Unlock()
-	f.dead.Store(true)
 }
 
 // sweep forgets flows that have been idle for too long; now is in seconds.

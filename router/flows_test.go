@@ -1,7 +1,8 @@
 package router
 
 import (
-	"fmt"
+	"bytes"
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -107,7 +108,7 @@ func TestHold(t *testing.T) {
 				t.Fatalf("packet %d: wake %v, %v", i, wake, err)
 			}
 		}
-		if _, err := c.hold([]byte{9}, now); err != errHeldFull {
+		if _, err := c.hold([]byte{9}, now); !errors.Is(err, errHeldFull) {
 			t.Fatalf("fifth packet: %v", err)
 		}
 		// those that nobody waits for any more make room
@@ -123,13 +124,13 @@ func TestHold(t *testing.T) {
 		if _, err := c.hold(make([]byte, 60), now); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.hold(make([]byte, 60), now); err != errHeldFull {
+		if _, err := c.hold(make([]byte, 60), now); !errors.Is(err, errHeldFull) {
 			t.Fatalf("got %v", err)
 		}
 	})
 	t.Run("manual", func(t *testing.T) {
 		c := testConnection(startManual)
-		if _, err := c.hold([]byte{1}, now); err != errConnManual {
+		if _, err := c.hold([]byte{1}, now); !errors.Is(err, errConnManual) {
 			t.Fatalf("got %v", err)
 		}
 	})
@@ -140,7 +141,7 @@ func TestHold(t *testing.T) {
 				t.Errorf("failure %d: waits %v", i, got)
 			}
 		}
-		if _, err := c.hold([]byte{1}, now.Add(59*time.Second)); err != errConnWaiting {
+		if _, err := c.hold([]byte{1}, now.Add(59*time.Second)); !errors.Is(err, errConnWaiting) {
 			t.Fatalf("got %v", err)
 		}
 		if wake, err := c.hold([]byte{1}, now.Add(60*time.Second)); err != nil || !wake {
@@ -186,10 +187,10 @@ func TestActivateKeepsOrder(t *testing.T) {
 			}
 		}
 	})
-	if fmt.Sprint(got) != "[0 1 2 3]" || c.cur.Load() != child {
+	if !bytes.Equal(got, []byte{0, 1, 2, 3}) || c.cur.Load() != child {
 		t.Errorf("sent %v", got)
 	}
-	if _, err := c.hold([]byte{4}, now); err != errConnReady {
+	if _, err := c.hold([]byte{4}, now); !errors.Is(err, errConnReady) {
 		t.Errorf("hold on a connection that stands: %v", err)
 	}
 	// a CHILD SA that is gone is never activated

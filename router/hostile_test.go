@@ -55,8 +55,10 @@ func mute(t *testing.T) *Router {
 		Name: "a-b", Proposals: suite.DefaultIKE(),
 		LocalAuth:  []ike.LocalAuth{{ID: id("a.devices.example"), PSK: psk}},
 		RemoteAuth: []ike.RemoteAuth{{IDs: []ike.Identity{id("b.devices.example")}, PSK: psk, RelatedToRound: -1}},
-		Children: []ike.ChildConfig{{Name: "a-b", Proposals: suite.DefaultESP(),
-			LocalTS: []ike.Selector{ike.PrefixSelector(netip.MustParsePrefix("10.1.2.0/24"))}, RemoteTS: []ike.Selector{ike.PrefixSelector(netip.MustParsePrefix("10.2.1.0/24"))}}},
+		Children: []ike.ChildConfig{{
+			Name: "a-b", Proposals: suite.DefaultESP(),
+			LocalTS: []ike.Selector{ike.PrefixSelector(netip.MustParsePrefix("10.1.2.0/24"))}, RemoteTS: []ike.Selector{ike.PrefixSelector(netip.MustParsePrefix("10.2.1.0/24"))},
+		}},
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -124,8 +124,10 @@ func (r *Router) recordRefusals() {
 		r.recordRefusal(rec)
 	}
 	if missed > 0 {
-		r.record(audit.Record{Event: audit.EventFlowRefused, What: "many packets", Result: audit.ResultRefused,
-			Detail: map[string]string{"count": fmt.Sprint(missed), "reason": "beyond the limit of single records; the counters have them by reason"}})
+		r.record(audit.Record{
+			Event: audit.EventFlowRefused, What: "many packets", Result: audit.ResultRefused,
+			Detail: map[string]string{"count": fmt.Sprint(missed), "reason": "beyond the limit of single records; the counters have them by reason"},
+		})
 	}
 }
 

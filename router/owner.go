@@ -51,7 +51,7 @@ func (o owner) ChildUp(k ike.ChildSA) {
 	if c == nil {
 		// the policy was replaced between the negotiation and now
 		wipeChild(&k)
-		go r.ep.DeleteChild(k.ID, "the policy has no connection "+k.Peer)
+		r.dropChild(k.ID, "the policy has no connection "+k.Peer)
 		return
 	}
 	child, err := r.newChild(c, &k)
@@ -61,9 +61,11 @@ func (o owner) ChildUp(k ike.ChildSA) {
 	}
 	if err != nil {
 		r.log.Error("cannot install CHILD SA", zap.String("connection", k.Peer), zap.Error(err))
-		r.record(audit.Record{Event: audit.EventConnectionFailed, Who: strings.Join(idStrings(k.RemoteIDs), " + "), What: c.name, Result: audit.ResultFailed,
-			Detail: map[string]string{"error": err.Error()}})
-		go r.ep.DeleteChild(k.ID, err.Error())
+		r.record(audit.Record{
+			Event: audit.EventConnectionFailed, Who: strings.Join(idStrings(k.RemoteIDs), " + "), What: c.name, Result: audit.ResultFailed,
+			Detail: map[string]string{"error": err.Error()},
+		})
+		r.dropChild(k.ID, err.Error())
 		return
 	}
 	r.children.Store(k.ID, child)
@@ -112,6 +114,15 @@ func (o owner) ChildUp(k ike.ChildSA) {
 	} else {
 		r.log.Debug("CHILD SA installed", zap.String("connection", c.name), zap.Uint32("spi_in", k.SPIIn), zap.Uint32("spi_out", k.SPIOut))
 	}
+}
+
+// dropChild has IKE delete a CHILD SA that cannot be used.
+func (r *Router) dropChild(id ike.ChildID, why string) {
+	go func() {
+		if err := r.ep.DeleteChild(id, why); err != nil {
+			r.log.Debug("a CHILD SA that cannot be used is gone already", zap.Error(err))
+		}
+	}()
 }
 
 // newChild makes the data path's side of a CHILD SA.
@@ -285,8 +296,10 @@ func (o owner) InitiateFailed(peer, child string, err error) {
 	}
 	r.log.Warn("connection failed", zap.String("connection", peer), zap.String("child", child), zap.String("code", code), zap.Error(err),
 		zap.Duration("retry_in", wait), zap.Int("packets_dropped", len(held)))
-	r.record(audit.Record{Event: audit.EventConnectionFailed, Who: c.spec.Load().peer, What: peer, Result: audit.ResultFailed,
-		Detail: map[string]string{"code": code, "error": err.Error()}})
+	r.record(audit.Record{
+		Event: audit.EventConnectionFailed, Who: c.spec.Load().peer, What: peer, Result: audit.ResultFailed,
+		Detail: map[string]string{"code": code, "error": err.Error()},
+	})
 	r.flushMu.Lock()
 	for _, h := range held {
 		var p packet

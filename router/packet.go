@@ -197,7 +197,7 @@ func (p *packet) parse6(b []byte) error {
 // parseUpper reads the ports, or the ICMP type and code, from the upper layer u, which begins at
 // offset at of the packet.
 func (p *packet) parseUpper(u []byte, at int) error {
-	need := 0
+	var need int
 	switch p.proto {
 	case protoTCP:
 		need = 20

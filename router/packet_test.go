@@ -194,7 +194,7 @@ func TestUnreachable(t *testing.T) {
 		if err := e.parseEmbedded(out[q.embedded:n]); err != nil || e.src != p.src || e.dstPort != 2 {
 			t.Errorf("embedded %+v, %v", e, err)
 		}
-		first := gopacket.LayerType(layers.LayerTypeIPv4)
+		first := layers.LayerTypeIPv4
 		if b[0]>>4 == 6 {
 			first = layers.LayerTypeIPv6
 		}

@@ -357,8 +357,10 @@ func (r *Router) expirePolicy() {
 	}
 	r.mu.Unlock()
 	r.log.Error("policy expired, all connections end", zap.Uint64("serial", doc.Serial), zap.Time("not_after", doc.NotAfter))
-	r.record(audit.Record{Event: audit.EventPolicyExpired, What: fmt.Sprintf("serial %d of %s", doc.Serial, doc.Issuer), Result: audit.ResultRefused,
-		Detail: map[string]string{"not_after": doc.NotAfter.UTC().Format(time.RFC3339)}})
+	r.record(audit.Record{
+		Event: audit.EventPolicyExpired, What: fmt.Sprintf("serial %d of %s", doc.Serial, doc.Issuer), Result: audit.ResultRefused,
+		Detail: map[string]string{"not_after": doc.NotAfter.UTC().Format(time.RFC3339)},
+	})
 	r.setPeers()
 }
 

@@ -195,7 +195,7 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 	for i, q := range r.tun.Queues() {
 		w := &outWorker{datapath: r.dp, w: r.dp.queues[i]}
 		wg.Go(func() {
-			if err := w.run(q, r.cfg.Network.MTU); err != nil && !errors.Is(err, tun.ErrClosed) {
+			if err := w.run(q, r.cfg.Network.MTU); !errors.Is(err, tun.ErrClosed) {
 				cancel(fmt.Errorf("TUN device %s: %w", r.tunName, err))
 			}
 		})
@@ -203,7 +203,7 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 	for i, s := range r.socks {
 		w := &inWorker{datapath: r.dp, w: r.dp.queues[i%len(r.dp.queues)]}
 		wg.Go(func() {
-			if err := w.run(s); err != nil && ctx.Err() == nil {
+			if err := w.run(s); ctx.Err() == nil {
 				cancel(fmt.Errorf("UDP socket on port %d: %w", s.port, err))
 			}
 		})
