@@ -110,7 +110,7 @@ func (d *demo) run(ctx context.Context, l *lab.Lab) error {
 	}
 	out, err := h.A.Wardgate(ctx, "token", "list", "--config", h.A.ConfigFile())
 	if err != nil {
-		out = err.Error()
+		return err
 	}
 	d.say("%s", out)
 
