@@ -40,6 +40,9 @@ func (f *Facility) Enrol(ctx context.Context, p *Provider, services ...string) (
 			return err
 		}
 	}
+	if err := f.WriteConfig(""); err != nil { // `wardgate token` reads it
+		return err
+	}
 	blank, err := f.chip(ctx, "", pkichip.PINSource{Value: []byte(TokenPIN), SOPIN: []byte(TokenSOPIN)})
 	if err != nil {
 		return err
