@@ -40,7 +40,7 @@ var arrows = []arrow{
 	{"cmd/wardgated", []string{"router/...", "router"}, "flags, configuration, signals, exit codes"},
 	{"cmd/wardgate", []string{"router/control", "policy", "audit", "pkichip", "pkichip/chipproto", "internal/certs"}, "the operator's command line talks to the daemon over its socket and must not link the data path"},
 	{"cmd/wardgate-chip", []string{"pkichip/token", "pkichip/chipproto"}, "foreign C code lives in this process: nothing that parses packets may"},
-	{"cmd/wardgate-lab", []string{"internal/...", "router/control"}, "the demo and the laboratory's tools; not shipped"},
+	{"cmd/wardgate-lab", []string{"internal/...", "router/control", "policy"}, "the demo and the laboratory's tools; not shipped"},
 }
 
 // core are the packages (and all below them) that do no I/O: docs/architecture.md, "The core
