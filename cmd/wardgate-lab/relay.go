@@ -257,7 +257,7 @@ func (d *demo) try(ctx context.Context, i int, a attempt, centre, archive *lab.E
 		}
 		return nil
 	}
-	if err := lab.WaitFor(ctx, "the refusal", 3*time.Second, look); err != nil {
+	if err := lab.WaitFor(ctx, "the refusal", 10*time.Second, look); err != nil {
 		return err
 	}
 	sort.Strings(news)

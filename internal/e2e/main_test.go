@@ -175,7 +175,7 @@ func burst(t *testing.T, from, to *lab.Host, count int, gap time.Duration) lab.B
 func wantAudit(t *testing.T, f *lab.Facility, after uint64, words ...string) control.AuditRecord {
 	t.Helper()
 	var found control.AuditRecord
-	err := lab.WaitFor(t.Context(), fmt.Sprintf("an audit record of %s with %q", f.Title, words), 5*time.Second, func() error {
+	err := lab.WaitFor(t.Context(), fmt.Sprintf("an audit record of %s with %q", f.Title, words), 15*time.Second, func() error {
 		records, err := f.Audit(after)
 		if err != nil {
 			return err
