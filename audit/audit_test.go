@@ -152,7 +152,7 @@ func TestTampering(t *testing.T) {
 			return join(append(line, '\n'), append(line2, '\n'))
 		}},
 		{"repeated", BreakOrder, func(l [][]byte) []byte { return join(append(append(l[:3:3], l[2]), l[3:]...)...) }},
-		{"exchanged", BreakMissing, func(l [][]byte) []byte { return join(l[0], l[2], l[1], l[3], l[4]) }},
+		{"exchanged", BreakOrder, func(l [][]byte) []byte { return join(l[0], l[2], l[1], l[3], l[4]) }},
 		{"replaced with a right hash", BreakChain, func(l [][]byte) []byte {
 			r, err := parseLine(trimNewline(l[2]))
 			if err != nil {
@@ -216,6 +216,10 @@ func TestHalfWrittenLine(t *testing.T) {
 		if err := os.WriteFile(path, whole[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}
+		// The head is written after the record is on the disk.
+		if err := os.Remove(headPath(path)); err != nil {
+			t.Fatal(err)
+		}
 		if rep := verify(t, path); !rep.Unfinished || rep.Records != 2 {
 			t.Fatalf("cut at %d: %+v", cut, rep)
 		}
@@ -228,6 +232,129 @@ func TestHalfWrittenLine(t *testing.T) {
 			t.Fatalf("cut at %d: %+v %v %v", cut, rep, recs, err)
 		}
 	}
+}
+
+// The power fails again before the half-written line was reported: it is reported all the same.
+func TestFragmentIsKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l := open(t, path)
+	fill(t, l, 3)
+	l.Close()
+	if err := keepFragment(path, []byte(`{"seq":4,"ti`)); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, path)
+	l.Close()
+	recs, err := Tail(path, 1)
+	if err != nil || recs[0].Event != EventLogDamaged || recs[0].Detail["cut_off"] != `{"seq":4,"ti` {
+		t.Fatalf("%+v, %v", recs, err)
+	}
+	if b, err := readFragment(path); err != nil || b != nil {
+		t.Errorf("fragment left: %q, %v", b, err)
+	}
+	l = open(t, path)
+	l.Close()
+	if rep := verify(t, path); rep.Break != nil || rep.Records != 4 {
+		t.Errorf("reported twice: %+v %+v", rep, rep.Break)
+	}
+}
+
+// Records cut off the end, or a chain made anew, show by the head file; and a daemon that starts
+// on such a log goes on, says so, and leaves the gap.
+func TestCutOffEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l := open(t, path)
+	fill(t, l, 5)
+	l.Close()
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	each := bytes.SplitAfter(whole, []byte("\n"))
+	for _, keep := range []int{0, 1, 4} {
+		if err := os.WriteFile(path, bytes.Join(each[:keep], nil), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if rep := verify(t, path); rep.Break == nil || rep.Break.Kind != BreakCut || rep.Break.Seq != uint64(keep) {
+			t.Errorf("%d records kept: %+v", keep, rep.Break)
+		}
+	}
+	l = open(t, path)
+	fill(t, l, 1)
+	l.Close()
+	recs, err := Tail(path, 2)
+	if err != nil || recs[0].Event != EventLogDamaged || recs[0].Seq != 6 || recs[0].Detail["last_found"] != "4" || recs[0].Detail["last_written"] != "5" {
+		t.Fatalf("%+v, %v", recs, err)
+	}
+	if rep := verify(t, path); rep.Break == nil || rep.Break.Kind != BreakMissing || rep.Break.Seq != 4 {
+		t.Errorf("the gap is gone: %+v", rep.Break)
+	}
+
+	// All records replaced by a chain that is right in itself.
+	other := filepath.Join(t.TempDir(), "audit.jsonl")
+	l = open(t, other)
+	fill(t, l, 7)
+	l.Close()
+	forged, err := os.ReadFile(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, forged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeFileHead(path, head{5, strings.Repeat("0", 64)}); err != nil {
+		t.Fatal(err)
+	}
+	if rep := verify(t, path); rep.Break == nil || rep.Break.Kind != BreakChain {
+		t.Errorf("%+v", rep.Break)
+	}
+	// A head file that is gone or unreadable proves nothing, and hides nothing else.
+	for _, f := range []func() error{
+		func() error { return os.WriteFile(headPath(path), []byte("x"), 0o600) },
+		func() error { return os.Remove(headPath(path)) },
+	} {
+		if err := f(); err != nil {
+			t.Fatal(err)
+		}
+		if rep := verify(t, path); rep.Break != nil || rep.Records != 7 {
+			t.Errorf("%+v", rep.Break)
+		}
+	}
+}
+
+func writeFileHead(path string, h head) error {
+	f, err := os.OpenFile(headPath(path), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return writeHead(f, h)
+}
+
+// Verifying while records are written and files rotated finds no break.
+func TestVerifyWhileInUse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l, err := Open(path, Options{Now: clock(), Sync: SyncNever, MaxSize: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, l, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fill(t, l, 4000)
+	}()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		if rep := verify(t, path); rep.Break != nil {
+			t.Fatalf("%+v", rep.Break)
+		}
+	}
+	l.Close()
 }
 
 // The power fails between the two steps of a rotation: the chain goes on.

@@ -47,6 +47,7 @@ type Log struct {
 
 	mu     sync.Mutex // guards what follows
 	f      *os.File
+	head   *os.File // head.go
 	size   int64
 	seq    uint64
 	prev   string
@@ -69,8 +70,10 @@ var (
 
 // Open opens the log at path, or creates it with mode 0600, and goes on with its chain. A
 // half-written last line, as a power loss leaves it, is cut off and reported in a record of its
-// own (log-damaged). A last record that does not verify is ErrBroken. One process may have the
-// log open at a time.
+// own (log-damaged). Records that are gone from the end, which the head file shows (docs/audit.md),
+// are reported in the same way, and their sequence numbers are not used again, so that the gap
+// stays. A last record that does not verify is ErrBroken. One process may have the log open at a
+// time.
 func Open(path string, opt Options) (*Log, error) {
 	if opt.Now == nil {
 		return nil, errors.New("audit: Options.Now is required")
@@ -88,19 +91,23 @@ func Open(path string, opt Options) (*Log, error) {
 		return nil, err
 	}
 	l.f = f
-	damaged, err := l.resume()
+	reports, err := l.resume()
+	if err == nil {
+		l.head, err = openHead(path)
+	}
+	for i := 0; err == nil && i < len(reports); i++ {
+		err = l.Append(Record{Time: opt.Now(), Event: EventLogDamaged, What: filepath.Base(path), Result: ResultFailed, Detail: reports[i]})
+	}
+	if err == nil && len(reports) > 0 {
+		// The reports are on the disk: what they tell of need not be kept any longer.
+		if err = l.sync(); err == nil {
+			err = dropFragment(path)
+		}
+	}
 	if err != nil {
+		l.head.Close()
 		f.Close()
 		return nil, err
-	}
-	if damaged != "" {
-		if err := l.Append(Record{
-			Time: opt.Now(), Event: EventLogDamaged, What: filepath.Base(path), Result: ResultFailed,
-			Detail: map[string]string{"cut_off": damaged, "text": "the last line was not written to its end, as after a power loss"},
-		}); err != nil {
-			f.Close()
-			return nil, err
-		}
 	}
 	if opt.Sync == SyncInterval {
 		go l.syncLoop()
@@ -110,56 +117,80 @@ func Open(path string, opt Options) (*Log, error) {
 	return l, nil
 }
 
-// resume finds the end of the chain. It returns what was cut off a half-written last line.
-func (l *Log) resume() (damaged string, err error) {
+// resume finds the end of the chain. It returns what has to be reported: the details of records
+// of EventLogDamaged.
+func (l *Log) resume() (reports []map[string]string, err error) {
 	st, err := l.f.Stat()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	l.size = st.Size()
 	line, start, err := lastLine(l.f, l.size)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if len(line) > 0 && line[len(line)-1] != '\n' {
-		damaged = string(line)
+		// Kept beside the log until it is reported, so that a second power loss drops nothing.
+		if err := keepFragment(l.path, line); err != nil {
+			return nil, err
+		}
 		if err := l.f.Truncate(start); err != nil {
-			return "", err
+			return nil, err
 		}
 		l.size = start
 		if line, _, err = lastLine(l.f, l.size); err != nil {
-			return "", err
+			return nil, err
 		}
+	}
+	fragment, err := readFragment(l.path)
+	if err != nil {
+		return nil, err
+	}
+	if len(fragment) > 0 {
+		reports = append(reports, map[string]string{
+			"cut_off": string(fragment), "octets": strconv.Itoa(len(fragment)), "text": "the last line was not written to its end, as after a power loss",
+		})
 	}
 	if len(line) == 0 {
 		// An empty file: a new log, or a rotation that was cut short between two files.
 		rotated, err := rotatedFiles(l.path)
-		if err != nil || len(rotated) == 0 {
-			return damaged, err
-		}
-		last := rotated[len(rotated)-1].path
-		f, err := os.Open(last)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		defer f.Close()
-		st, err := f.Stat()
+		if len(rotated) > 0 {
+			last := rotated[len(rotated)-1].path
+			f, err := os.Open(last)
+			if err != nil {
+				return nil, err
+			}
+			defer f.Close()
+			st, err := f.Stat()
+			if err != nil {
+				return nil, err
+			}
+			if line, _, err = lastLine(f, st.Size()); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if len(line) > 0 {
+		r, err := parseLine(trimNewline(line))
 		if err != nil {
-			return "", err
+			return nil, fmt.Errorf("%w: last line of %s: %w; keep the file as evidence, find out who changed it, then move it away with %s and restart",
+				ErrBroken, l.path, err, filepath.Base(headPath(l.path)))
 		}
-		if line, _, err = lastLine(f, st.Size()); err != nil {
-			return "", err
-		}
+		l.seq, l.prev = r.Seq, r.Hash
 	}
-	r, err := parseLine(trimNewline(line))
-	if err != nil {
-		return "", fmt.Errorf("%w: last line of %s: %w; keep the file as evidence, find out who changed it, then move it away and restart", ErrBroken, l.path, err)
+	if h, ok := readHead(l.path); ok && h.seq > l.seq {
+		// The gap stays in the chain for good: VerifyFile reports it.
+		reports = append(reports, map[string]string{
+			"last_found": strconv.FormatUint(l.seq, 10), "last_written": strconv.FormatUint(h.seq, 10),
+			"text": "records that had been written are gone from the end of the log",
+		})
+		l.seq, l.prev = h.seq, h.hash
 	}
-	l.seq, l.prev = r.Seq, r.Hash
-	if _, err := l.f.Seek(l.size, io.SeekStart); err != nil {
-		return "", err
-	}
-	return damaged, nil
+	_, err = l.f.Seek(l.size, io.SeekStart)
+	return reports, err
 }
 
 // Append writes one record: it sets Seq, Prev and Hash, and Time where it is zero. When it
@@ -217,7 +248,7 @@ func (l *Log) sync() error {
 		return fmt.Errorf("audit: force the record to the disk: %w", err)
 	}
 	l.dirty = false
-	return nil
+	return writeHead(l.head, head{l.seq, l.prev})
 }
 
 func (l *Log) syncLoop() {
@@ -242,8 +273,8 @@ func (l *Log) rotate() error {
 	if err := l.append(Record{Time: l.opt.Now(), Event: EventLogRotated, What: filepath.Base(l.path), Result: ResultInfo}); err != nil {
 		return err
 	}
-	if err := l.f.Sync(); err != nil {
-		return fmt.Errorf("audit: %w", err)
+	if err := l.sync(); err != nil {
+		return err
 	}
 	name := fmt.Sprintf("%s.%020d", l.path, l.seq)
 	if err := os.Rename(l.path, name); err != nil {
@@ -256,6 +287,9 @@ func (l *Log) rotate() error {
 	}
 	l.f.Close()
 	l.f, l.size = f, 0
+	if err := syncDir(l.path); err != nil {
+		return err
+	}
 	if err := l.append(Record{
 		Time: l.opt.Now(), Event: EventLogContinued, What: filepath.Base(name), Result: ResultInfo,
 	}); err != nil {
@@ -286,7 +320,7 @@ func (l *Log) Close() error {
 	}
 	l.closed = true
 	close(l.stop)
-	err := errors.Join(l.sync(), l.f.Close())
+	err := errors.Join(l.sync(), l.f.Close(), l.head.Close())
 	l.mu.Unlock()
 	<-l.done
 	return err

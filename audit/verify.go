@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // Report is what verification found.
@@ -13,7 +14,7 @@ type Report struct {
 	Records     uint64   `json:"records"`
 	First       uint64   `json:"first"` // sequence numbers
 	Last        uint64   `json:"last"`
-	LastHash    string   `json:"last_hash"`    // compare with one noted elsewhere: a cut-off end shows only so
+	LastHash    string   `json:"last_hash"`    // worth noting elsewhere: it vouches for everything before it
 	Break       *Break   `json:"break"`        // nil: the chain is whole
 	Unfinished  bool     `json:"unfinished"`   // the last line is half written: in use, or a power loss
 	MissingHead bool     `json:"missing_head"` // older files are gone (rotation with Keep, or deleted)
@@ -24,6 +25,7 @@ const (
 	BreakChanged = "changed"  // a record's content does not fit its hash
 	BreakForeign = "foreign"  // a line that is no record
 	BreakMissing = "missing"  // records were taken out
+	BreakCut     = "cut-off"  // records were taken off the end
 	BreakOrder   = "order"    // records were put in, repeated or exchanged
 	BreakChain   = "chain"    // a record was replaced by another with a hash of its own
 	BreakNumber  = "rotation" // a rotated file does not end where its name says
@@ -41,9 +43,21 @@ type Break struct {
 var errStop = errors.New("stop")
 
 // VerifyFile verifies the log at path with all its rotated files, and reports the first break. An
-// error means that a file could not be read.
+// error means that a file could not be read. The log may be in use meanwhile.
 func VerifyFile(path string) (Report, error) {
+	rep, err := verifyOnce(path)
+	if err != nil || rep.Break != nil {
+		// A rotation between two of our steps looks like a break; it does not look so twice.
+		return verifyOnce(path)
+	}
+	return rep, nil
+}
+
+func verifyOnce(path string) (Report, error) {
 	var rep Report
+	// Read first: records that are added meanwhile only make the log longer than the head says.
+	top, hasHead := readHead(path)
+	headHash := ""
 	rotated, err := rotatedFiles(path)
 	if err != nil {
 		return rep, err
@@ -86,6 +100,9 @@ func VerifyFile(path string) (Report, error) {
 			}
 			switch {
 			case r.Seq > seq+1:
+				if file, line, ok := findRecord(files, seq+1); ok {
+					return brk(BreakOrder, "record %d comes after record %d; record %d is in line %d of %s", r.Seq, seq, seq+1, line, filepath.Base(file))
+				}
 				return brk(BreakMissing, "records %d to %d are missing", seq+1, r.Seq-1)
 			case r.Seq != seq+1:
 				return brk(BreakOrder, "record %d comes after record %d", r.Seq, seq)
@@ -94,6 +111,9 @@ func VerifyFile(path string) (Report, error) {
 			}
 			prev, seq = r.Hash, r.Seq
 			rep.Records++
+			if hasHead && seq == top.seq {
+				headHash = prev
+			}
 			return nil
 		})
 		if err != nil && !errors.Is(err, errStop) {
@@ -107,5 +127,38 @@ func VerifyFile(path string) (Report, error) {
 		}
 	}
 	rep.Last, rep.LastHash = seq, prev
+	if rep.Break == nil && hasHead {
+		rep.Break = compareHead(path, rep, top, headHash)
+	}
 	return rep, nil
+}
+
+// compareHead compares a whole chain with the head file; found is the hash of the head's record.
+func compareHead(path string, rep Report, top head, found string) *Break {
+	switch {
+	case top.seq > rep.Last:
+		return &Break{File: path, Seq: rep.Last, Kind: BreakCut, Text: fmt.Sprintf("records %d to %d are missing at the end", rep.Last+1, top.seq)}
+	case top.seq >= rep.First && top.seq > 0 && found != top.hash:
+		return &Break{File: path, Seq: rep.Last, Kind: BreakChain, Text: fmt.Sprintf("record %d is not the one that was written: the chain was made anew", top.seq)}
+	}
+	return nil
+}
+
+// findRecord looks for a record that is not in its place.
+func findRecord(files []rotatedFile, seq uint64) (file string, line int, ok bool) {
+	for _, f := range files {
+		n := 0
+		_ = lines(f.path, func(b []byte, _ bool) error { // what cannot be read is not found
+			n++
+			if r, err := parseLine(b); err == nil && r.Seq == seq {
+				file, line, ok = f.path, n, true
+				return errStop
+			}
+			return nil
+		})
+		if ok {
+			break
+		}
+	}
+	return file, line, ok
 }
