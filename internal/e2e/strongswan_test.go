@@ -133,6 +133,7 @@ func meet(t *testing.T, name string, c swanCase, token *lab.StrongSwanToken) (*l
 		LocalTS: h.Modality.Zone.Prefix.String(), RemoteTS: h.Archive.Addr.String() + "/32",
 		IKE: c.ike, ESP: c.esp,
 	}
+	must(t, h.B.Router.Sysctl("net.ipv4.ip_forward=1")) // strongSwan leaves that to the administrator
 	if token != nil {
 		token.Env = h.B.Env()
 	}

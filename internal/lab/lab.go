@@ -17,7 +17,7 @@ import (
 
 // Options for a [Lab].
 type Options struct {
-	// Name of the scenario: at most 12 characters of [a-z0-9-], since namespaces are named for
+	// Name of the scenario: at most 20 characters of [a-z0-9-], since namespaces are named for
 	// it. Two labs of one name exclude one another.
 	Name string
 	// Bin is the folder of wardgated, wardgate and wardgate-chip.
@@ -47,8 +47,8 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("lab: network namespaces need root: run as root")
 	}
-	if o.Name == "" || len(o.Name) > 12 || strings.Trim(o.Name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
-		return nil, fmt.Errorf("lab: name %q: want 1 to 12 characters of a-z, 0-9 and -", o.Name)
+	if o.Name == "" || len(o.Name) > 20 || strings.Trim(o.Name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		return nil, fmt.Errorf("lab: name %q: want 1 to 20 characters of a-z, 0-9 and -", o.Name)
 	}
 	bin, err := filepath.Abs(o.Bin)
 	if err != nil {
