@@ -185,7 +185,7 @@ func underLoad(t *testing.T, h *lab.Hospital, meanwhile func(context.Context) er
 	wg.Go(func() {
 		const size = 64 << 20
 		start := time.Now()
-		errs <- transfer(ctx, h.Modality, h.Archive, lab.DICOMPort, size)
+		errs <- transfer(ctx, h.Modality, h.Archive, lab.DICOMPort, size, 20*time.Millisecond)
 		t.Logf("TCP: %d MiB in %v", size>>20, time.Since(start))
 	})
 	done := make(chan error, 1)
@@ -195,9 +195,9 @@ func underLoad(t *testing.T, h *lab.Hospital, meanwhile func(context.Context) er
 	must(t, <-errs, <-errs, <-done)
 }
 
-// transfer sends size bytes over TCP to a server that it starts on another host, and compares
-// what arrived.
-func transfer(ctx context.Context, from, host *lab.Host, port uint16, size int64) error {
+// transfer sends size bytes over TCP to a server that it starts on another host, with a pause
+// after each 64 KiB so that it lasts, and compares what arrived.
+func transfer(ctx context.Context, from, host *lab.Host, port uint16, size int64, pause time.Duration) error {
 	to := addrPort(host, port)
 	var ln net.Listener
 	if err := host.Do(func() (err error) {
@@ -239,6 +239,11 @@ func transfer(ctx context.Context, from, host *lab.Host, port uint16, size int64
 		sum.Write(buf)
 		if _, err := conn.Write(buf); err != nil {
 			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 	conn.Close()
