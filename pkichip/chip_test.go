@@ -325,7 +325,7 @@ func TestLife(t *testing.T) {
 			must(t, err)
 
 			// Renewal: the old key serves until the new certificate is there, then it is gone.
-			second := b.request(c, "group-a", kind)
+			second := b.request(c, "group-a", pkichip.P384)
 			creds, err = c.Credentials(b.ctx())
 			must(t, err)
 			if !creds[1].Cert.Equal(first) {
@@ -343,8 +343,8 @@ func TestLife(t *testing.T) {
 			}
 
 			// A request that is given up: the next one takes its place.
-			b.request(c, "group-a", kind)
-			b.request(c, "group-a", kind)
+			b.request(c, "group-a", pkichip.P256)
+			b.request(c, "group-a", pkichip.P256)
 			all, err = c.List(b.ctx())
 			must(t, err)
 			if len(all) != 4 {
