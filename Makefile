@@ -14,6 +14,10 @@ SEED     ?= 0
 ROUNDS   ?= 3
 SECONDS_ := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
 
+# what `wardgate version` says; a tree without git says dev
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -X main.version=$(VERSION)
+
 BIN   := build/bin
 TOOLS := build/tools
 BENCH := build/bench
@@ -83,12 +87,12 @@ install:
 # wardgated and wardgate must never need cgo; the chip process is the only one that does.
 build:
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./cmd/wardgated ./cmd/wardgate ./cmd/wardgate-lab
-	CGO_ENABLED=1 $(GO) build -trimpath -o $(BIN)/ ./cmd/wardgate-chip
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/wardgated ./cmd/wardgate ./cmd/wardgate-lab
+	CGO_ENABLED=1 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/wardgate-chip
 
 cross:
 	@mkdir -p build/arm64
-	CGO_ENABLED=0 GOARCH=arm64 $(GO) build -trimpath -o build/arm64/ ./cmd/wardgated ./cmd/wardgate
+	CGO_ENABLED=0 GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o build/arm64/ ./cmd/wardgated ./cmd/wardgate
 
 lint-lite:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$out ]] || { echo "not formatted:"; echo "$$out"; exit 1; }
