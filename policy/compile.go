@@ -452,6 +452,9 @@ func (c *compiler) connections() {
 	for i := range c.doc.Connections {
 		c.connection(i)
 	}
+	if c.entriesN > MaxEntries {
+		c.t.rules = nil // refused already: not worth the work of looking for more
+	}
 }
 
 func (c *compiler) connection(i int) {

@@ -95,7 +95,7 @@ func TestDecide(t *testing.T) {
 		{"none out", outbound, Flow{}, ReasonBadAddress, -1},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			d := Decision{}
+			var d Decision
 			if x.on == outbound {
 				d = table.Outbound(x.f)
 			} else {
@@ -159,7 +159,7 @@ func TestRelated(t *testing.T) {
 		{"out: no error", outbound, icmp("10.1.2.10", "10.2.1.9", 0, 0), came, ReasonNotAnError},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			d := Decision{}
+			var d Decision
 			if x.on == outbound {
 				d = table.RelatedOutbound(x.outer, x.inner)
 			} else {

@@ -23,7 +23,7 @@ const (
 	MaxConnections = 20_000
 	MaxFlows       = 200_000   // flows in all connections together
 	MaxPorts       = 256       // entries in one flow's list of ports
-	MaxEntries     = 2_000_000 // from × to × ports in all flows together
+	MaxEntries     = 1_000_000 // from × to × ports in all flows together
 	MaxTests       = 10_000
 	MaxSuites      = 32
 	MaxAnchors     = 64 // certificates, or CRLs, in one list

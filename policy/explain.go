@@ -156,7 +156,7 @@ func (e *ExplainedEnd) sentence() string {
 func (t *Table) sentences(f Flow, d Decision, e *Explanation) []string {
 	verdict := map[string]string{VerdictAllow: "ALLOWED", VerdictReply: "allowed ONLY AS A REPLY", VerdictDeny: "DENIED"}[e.Verdict]
 	out := []string{fmt.Sprintf("%s: %s.", e.Flow, verdict), e.From.sentence(), e.To.sentence()}
-	why := ""
+	var why string
 	switch d.Reason {
 	case ReasonAllowed:
 		why = fmt.Sprintf("Connection %q (peer %q, service %q) allows it by flow %q: %s.", e.Connection, e.Peer, e.Service, e.Rule.Name, e.Rule.Text)

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -358,7 +359,11 @@ func propDecide(w *world) func(t *rapid.T) {
 			}
 		}
 		if err != nil {
-			for _, f := range err.(*DocumentError).Faults {
+			var de *DocumentError
+			if !errors.As(err, &de) {
+				t.Fatal(err)
+			}
+			for _, f := range de.Faults {
 				if !strings.Contains(f.Expected, "belong to one") {
 					t.Fatalf("an unexpected fault: %v", f)
 				}
@@ -444,7 +449,7 @@ func checkRelated(t *rapid.T, table *Table, m model, outer, inner Flow) {
 	}
 	if o.Reply {
 		back := m.inbound(o.Conn, inner)
-		if !m.local(outer.Src) || m.local(outer.Dst) || outer.Dst != inner.Src || !(back.Allow || back.Reply) || !m.remoteOf(o.Conn, outer.Dst) {
+		if !m.local(outer.Src) || m.local(outer.Dst) || outer.Dst != inner.Src || (!back.Allow && !back.Reply) || !m.remoteOf(o.Conn, outer.Dst) {
 			t.Fatalf("RELAY: error %v about %v: %+v", outer, inner, o)
 		}
 	}
@@ -457,7 +462,7 @@ func checkRelated(t *rapid.T, table *Table, m model, outer, inner Flow) {
 			continue
 		}
 		sent := m.outbound(inner)
-		if !m.local(outer.Dst) || m.local(outer.Src) || !m.remoteOf(conn, outer.Src) || outer.Dst != inner.Src || !(sent.Allow || sent.Reply) || sent.Conn != conn {
+		if !m.local(outer.Dst) || m.local(outer.Src) || !m.remoteOf(conn, outer.Src) || outer.Dst != inner.Src || (!sent.Allow && !sent.Reply) || sent.Conn != conn {
 			t.Fatalf("RELAY: error %v about %v on %d: %+v", outer, inner, conn, i)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 
 // crossingBudget bounds the comparisons that look for overlaps, so that no policy, however
 // contrived, costs more than seconds to refuse.
-const crossingBudget = 20_000_000
+const crossingBudget = 5_000_000
 
 // overlaps looks for flows that could belong to two connections, and makes the index. Between two
 // addresses a flow must belong to one connection: otherwise an answer, or the packet that wakes a
@@ -151,33 +151,53 @@ func (c *compiler) oneConnection(conflict conflictFunc, budget *int) bool {
 			return
 		}
 		for dir := range 2 {
-			sa, sb := ix.sets[a.owner].span[dir], ix.sets[b.owner].span[dir]
-			for _, ea := range ix.entries[sa.from:sa.to] {
-				for _, eb := range ix.entries[sb.from:sb.to] {
-					if *budget--; *budget < 0 {
-						within = false
-						return
-					}
-					if rules[ea.rule].conn != rules[eb.rule].conn && ea.meets(eb) {
-						conflict(ea.rule, eb.rule)
-					}
+			within = within && ix.meetings(ix.sets[a.owner].span[dir], ix.sets[b.owner].span[dir], budget, func(x, y int32) {
+				if rules[x].conn != rules[y].conn {
+					conflict(x, y)
 				}
-			}
+			})
 		}
 	})
 	return done && within
 }
 
-// meets reports whether two entries of one direction fit the same packet.
-func (a entry) meets(b entry) bool {
-	if a.key >= wholeKey || b.key >= wholeKey {
-		return false // the entry with the ports stands for it
+// meetings calls visit for the rules of two sets, of one direction, that fit the same packet. It
+// returns false when the budget did not suffice.
+func (ix *index) meetings(a, b span, budget *int, visit func(x, y int32)) bool {
+	if a.to-a.from > b.to-b.from {
+		a, b = b, a
 	}
-	pa, pb := a.key>>16, b.key>>16
-	if pa == protoAny || pb == protoAny {
-		return true
+	spend := func() bool { *budget--; return *budget >= 0 }
+	for _, e := range ix.entries[a.from:a.to] {
+		if e.key >= wholeKey {
+			break // the entries with the ports stand for these
+		}
+		lo, hi := e.key, e.key&^0xffff|uint32(e.last)
+		if e.key>>16 == protoAny {
+			lo, hi = 0, wholeKey-1
+		} else if y := ix.floor(b, protoAny<<16); y != nil && y.key == protoAny<<16 {
+			if !spend() {
+				return false
+			}
+			visit(e.rule, y.rule)
+		}
+		// The ranges of b are disjoint and sorted: those that meet e lie side by side.
+		for at := b; ; {
+			y := ix.floor(at, hi)
+			if !spend() {
+				return false
+			}
+			if y == nil || y.key&^0xffff|uint32(y.last) < lo {
+				break
+			}
+			visit(e.rule, y.rule)
+			if y.key == 0 {
+				break
+			}
+			hi = y.key - 1
+		}
 	}
-	return pa == pb && uint16(a.key) <= b.last && uint16(b.key) <= a.last
+	return true
 }
 
 // conflict reports two flows of different connections, once for each pair of connections.

@@ -103,8 +103,10 @@ func parseTree(data []byte) (node, error) {
 	var s scanner
 	s.data = data
 	if len(data) > MaxFileSize {
-		return node{}, &RefusedError{Kind: ErrTooLarge, Expected: fmt.Sprintf("at most %d bytes", MaxFileSize),
-			Came: fmt.Sprintf("%d bytes", len(data)), Do: "ask the issuer to split or shorten the policy"}
+		return node{}, &RefusedError{
+			Kind: ErrTooLarge, Expected: fmt.Sprintf("at most %d bytes", MaxFileSize),
+			Came: fmt.Sprintf("%d bytes", len(data)), Do: "ask the issuer to split or shorten the policy",
+		}
 	}
 	if !utf8.Valid(data) {
 		off := 0
@@ -156,8 +158,10 @@ func (s *scanner) value(p *path, depth int) node {
 		return n
 	}
 	if depth > maxDepth {
-		s.faults.add(&FieldError{Path: p.String(), Line: lineAt(s.data, s.pos),
-			Expected: fmt.Sprintf("at most %d levels of lists and objects", maxDepth), Came: "more"})
+		s.faults.add(&FieldError{
+			Path: p.String(), Line: lineAt(s.data, s.pos),
+			Expected: fmt.Sprintf("at most %d levels of lists and objects", maxDepth), Came: "more",
+		})
 		s.pos = len(s.data)
 		return n
 	}
@@ -173,8 +177,10 @@ func (s *scanner) value(p *path, depth int) node {
 			s.pos++ // the colon
 			kp := &path{up: p, key: key}
 			if seen[key] {
-				s.faults.add(&FieldError{Path: kp.String(), Line: lineAt(s.data, start),
-					Expected: "each member once", Came: fmt.Sprintf("%q a second time", key), Do: "remove one of them"})
+				s.faults.add(&FieldError{
+					Path: kp.String(), Line: lineAt(s.data, start),
+					Expected: "each member once", Came: fmt.Sprintf("%q a second time", key), Do: "remove one of them",
+				})
 			}
 			seen[key] = true
 			kid := s.value(kp, depth+1)
