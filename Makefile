@@ -10,7 +10,7 @@ SHELL       := /bin/bash
 GO       ?= go
 FUZZTIME ?= 10m
 N        ?= 2000
-SEED     ?= 0
+SEED     ?= 1
 ROUNDS   ?= 3
 SECONDS_ := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
 
@@ -58,8 +58,8 @@ interop: install build ## against strongSwan, in network namespaces (as root)
 	CI=true $(GO) test -count=1 -timeout 20m -v ./internal/interop/...
 	CI=true $(GO) test -count=1 -timeout 20m -v -run StrongSwan ./internal/e2e
 
-sim: ## randomized schedules of loss, reordering and duplication on a virtual clock: N=2000 SEED=0 (0: a new seed)
-	WARDGATE_SIM_N=$(N) WARDGATE_SIM_SEED=$(SEED) $(GO) test -count=1 -timeout 12h -v -run 'Sim|Random|Schedule' ./ike/...
+sim: ## randomized schedules of loss, reordering and duplication on a virtual clock: N=2000 lives, the first with SEED=1
+	WARDGATE_SIM_N=$(N) WARDGATE_SIM_SEED=$(SEED) $(GO) test -count=1 -timeout 12h -v -run 'TestRandomLives' ./ike
 
 bench: build ## packet and codec benchmarks: table, and JSON lines in build/bench/micro.jsonl (ROUNDS=3)
 	@mkdir -p $(BENCH)

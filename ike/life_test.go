@@ -322,11 +322,11 @@ func msgIsWhole(m string) bool { return m[16] != 53 }
 // once the link is good and quiet.
 func TestRandomLives(t *testing.T) {
 	t.Parallel()
-	n := sims()
+	n, first := sims()
 	if testing.Short() {
 		n = 30
 	}
-	for seed := uint64(1); seed <= uint64(n); seed++ {
+	for seed := first; seed < first+uint64(n); seed++ {
 		if !randomLife(t, seed) {
 			return
 		}
@@ -410,11 +410,15 @@ func busy(p *pair) bool {
 	return len(p.a.Children) != len(p.b.Children) || len(p.a.IKE) != len(p.b.IKE)
 }
 
-// sims is how many random lives are lived: SIM=n in the environment, or a number that takes a
-// few seconds.
-func sims() int {
-	if n, err := strconv.Atoi(os.Getenv("SIM")); err == nil && n > 0 {
-		return n
+// sims is how many random lives are lived, and the seed of the first: WARDGATE_SIM_N and
+// WARDGATE_SIM_SEED in the environment (`make sim N=… SEED=…`), or as many as take a few seconds.
+func sims() (n int, first uint64) {
+	n, first = 150, 1
+	if v, err := strconv.Atoi(os.Getenv("WARDGATE_SIM_N")); err == nil && v > 0 {
+		n = v
 	}
-	return 150
+	if v, err := strconv.ParseUint(os.Getenv("WARDGATE_SIM_SEED"), 10, 64); err == nil && v > 0 {
+		first = v
+	}
+	return n, first
 }
