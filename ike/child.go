@@ -23,7 +23,6 @@ type established struct {
 	rekeyAt  time.Time // soft lifetime of the IKE SA
 	children []*child
 	later    []delayed // exchanges that are to be tried again
-
 }
 
 // delayed is an exchange that waits, after TEMPORARY_FAILURE for instance.

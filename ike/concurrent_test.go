@@ -48,6 +48,7 @@ func (c *counter) ChildDown(id ike.ChildID, _ ike.Reason) {
 }
 func (c *counter) PathChanged(ike.SAID, ike.Path) {}
 func (c *counter) Refused(r ike.Refusal)          { c.note(func() { c.refused = append(c.refused, r) }) }
+
 func (c *counter) InitiateFailed(_, _ string, err error) {
 	c.note(func() { c.failed = append(c.failed, err) })
 }

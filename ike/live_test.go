@@ -70,7 +70,6 @@ type replayed struct {
 	*testing.T
 	l       *life
 	ends    map[uint64][2]*generation // SPIi → of the initiator, of the responder of the generation
-	chosen  suite.Chosen
 	shared  []hexBytes
 	keys    int
 	childNo int

@@ -187,7 +187,9 @@ func orDefault(d, def time.Duration) time.Duration {
 
 func (p *PeerConfig) rekeyIKE() time.Duration   { return orDefault(p.RekeyIKE, defaultRekeyIKE) }
 func (p *PeerConfig) rekeyChild() time.Duration { return orDefault(p.RekeyChild, defaultRekeyChild) }
-func (p *PeerConfig) liveness() time.Duration   { return orDefault(p.LivenessInterval, defaultLiveness) }
+
+func (p *PeerConfig) liveness() time.Duration { return orDefault(p.LivenessInterval, defaultLiveness) }
+
 func (p *PeerConfig) keepalive() time.Duration {
 	return orDefault(p.KeepaliveInterval, defaultKeepalive)
 }

@@ -38,8 +38,13 @@ func (g *generation) protect(seed suite.Secret, ni, nr []byte) error {
 			name string
 			s    suite.Secret
 		}{
-			{"d", keys.SKd}, {"ai", keys.SKai}, {"ar", keys.SKar}, {"ei", keys.SKei},
-			{"er", keys.SKer}, {"pi", keys.SKpi}, {"pr", keys.SKpr},
+			{"d", keys.SKd},
+			{"ai", keys.SKai},
+			{"ar", keys.SKar},
+			{"ei", keys.SKei},
+			{"er", keys.SKer},
+			{"pi", keys.SKpi},
+			{"pr", keys.SKpr},
 		} {
 			log(fmt.Sprintf("sk_%s-%016x", k.name, g.spiI), append([]byte(nil), k.s.Bytes()...))
 		}

@@ -78,8 +78,12 @@ type form struct {
 
 var (
 	childRules = []rule{
-		{PayloadSA, 1, 1, groupSA}, {PayloadNonce, 1, 1, groupSA}, {PayloadTSi, 1, 1, groupSA}, {PayloadTSr, 1, 1, groupSA},
-		{PayloadKE, 0, 1, ungrouped}, {PayloadCP, 0, 1, ungrouped},
+		{PayloadSA, 1, 1, groupSA},
+		{PayloadNonce, 1, 1, groupSA},
+		{PayloadTSi, 1, 1, groupSA},
+		{PayloadTSr, 1, 1, groupSA},
+		{PayloadKE, 0, 1, ungrouped},
+		{PayloadCP, 0, 1, ungrouped},
 	}
 	rekeyIKERules = []rule{{PayloadSA, 1, 1, groupSA}, {PayloadKE, 1, 1, groupSA}, {PayloadNonce, 1, 1, groupSA}}
 	infoRules     = []rule{{PayloadDelete, 0, many, ungrouped}, {PayloadCP, 0, 1, ungrouped}}
@@ -95,13 +99,22 @@ var forms = [...]form{
 		{PayloadSA, 1, 1, groupSA}, {PayloadKE, 1, 1, groupSA}, {PayloadNonce, 1, 1, groupSA}, {PayloadCERTREQ, 0, many, ungrouped},
 	}, replaced: []NotifyType{NotifyCookie, NotifyRedirect}},
 	FormIKEAuthFirstRequest: {name: "first IKE_AUTH request", rules: []rule{
-		{PayloadIDi, 1, 1, groupAuth}, {PayloadAUTH, 1, 1, groupAuth},
-		{PayloadCERT, 0, many, ungrouped}, {PayloadCERTREQ, 0, many, ungrouped}, {PayloadIDr, 0, 1, ungrouped}, {PayloadCP, 0, 1, ungrouped},
-		{PayloadSA, 1, 1, groupSA}, {PayloadTSi, 1, 1, groupSA}, {PayloadTSr, 1, 1, groupSA},
+		{PayloadIDi, 1, 1, groupAuth},
+		{PayloadAUTH, 1, 1, groupAuth},
+		{PayloadCERT, 0, many, ungrouped},
+		{PayloadCERTREQ, 0, many, ungrouped},
+		{PayloadIDr, 0, 1, ungrouped},
+		{PayloadCP, 0, 1, ungrouped},
+		{PayloadSA, 1, 1, groupSA},
+		{PayloadTSi, 1, 1, groupSA},
+		{PayloadTSr, 1, 1, groupSA},
 	}},
 	FormIKEAuthNextRequest: {name: "later IKE_AUTH request", rules: []rule{
-		{PayloadIDi, 0, 1, groupAuth}, {PayloadAUTH, 0, 1, groupAuth},
-		{PayloadCERT, 0, many, ungrouped}, {PayloadCERTREQ, 0, many, ungrouped}, {PayloadIDr, 0, 1, ungrouped},
+		{PayloadIDi, 0, 1, groupAuth},
+		{PayloadAUTH, 0, 1, groupAuth},
+		{PayloadCERT, 0, many, ungrouped},
+		{PayloadCERTREQ, 0, many, ungrouped},
+		{PayloadIDr, 0, 1, ungrouped},
 	}},
 	FormIKEAuthFirstResponse: {name: "first IKE_AUTH response of several", response: true, rules: []rule{
 		{PayloadIDr, 1, 1, groupAuth}, {PayloadAUTH, 1, 1, groupAuth}, {PayloadCERT, 0, many, ungrouped},
@@ -110,12 +123,22 @@ var forms = [...]form{
 		{PayloadIDr, 0, 1, groupAuth}, {PayloadAUTH, 0, 1, groupAuth}, {PayloadCERT, 0, many, ungrouped},
 	}},
 	FormIKEAuthOnlyResponse: {name: "IKE_AUTH response", response: true, rules: []rule{
-		{PayloadIDr, 1, 1, groupAuth}, {PayloadAUTH, 1, 1, groupAuth}, {PayloadCERT, 0, many, ungrouped}, {PayloadCP, 0, 1, ungrouped},
-		{PayloadSA, 1, 1, groupSA}, {PayloadTSi, 1, 1, groupSA}, {PayloadTSr, 1, 1, groupSA},
+		{PayloadIDr, 1, 1, groupAuth},
+		{PayloadAUTH, 1, 1, groupAuth},
+		{PayloadCERT, 0, many, ungrouped},
+		{PayloadCP, 0, 1, ungrouped},
+		{PayloadSA, 1, 1, groupSA},
+		{PayloadTSi, 1, 1, groupSA},
+		{PayloadTSr, 1, 1, groupSA},
 	}},
 	FormIKEAuthLastResponse: {name: "last IKE_AUTH response of several", response: true, rules: []rule{
-		{PayloadIDr, 0, 1, groupAuth}, {PayloadAUTH, 0, 1, groupAuth}, {PayloadCERT, 0, many, ungrouped}, {PayloadCP, 0, 1, ungrouped},
-		{PayloadSA, 1, 1, groupSA}, {PayloadTSi, 1, 1, groupSA}, {PayloadTSr, 1, 1, groupSA},
+		{PayloadIDr, 0, 1, groupAuth},
+		{PayloadAUTH, 0, 1, groupAuth},
+		{PayloadCERT, 0, many, ungrouped},
+		{PayloadCP, 0, 1, ungrouped},
+		{PayloadSA, 1, 1, groupSA},
+		{PayloadTSi, 1, 1, groupSA},
+		{PayloadTSr, 1, 1, groupSA},
 	}},
 	FormNewChildRequest:    {name: "CREATE_CHILD_SA request for a new CHILD SA", rules: childRules},
 	FormNewChildResponse:   {name: "CREATE_CHILD_SA response for a new CHILD SA", response: true, rules: childRules},

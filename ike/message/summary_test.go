@@ -35,8 +35,10 @@ func TestSummary(t *testing.T) {
 		{m, nil, "IKE_AUTH request 1 [ SK ]"},
 		{m, message.Payloads{}, "IKE_AUTH request 1 [ ]"},
 		{&message.Message{Header: h.Response(), Encrypted: &message.Encrypted{Number: 2, Total: 3}}, nil, "IKE_AUTH response 1 [ SKF(2/3) ]"},
-		{&message.Message{Header: message.Header{Exchange: 99}, Payloads: build(t, "No D V CP EAP PS N(ERROR)")}, nil,
-			"ExchangeType(99) request 0 [ No D V CP(REQ) EAP(REQ) PS N(NotifyType(8191)) ]"},
+		{
+			&message.Message{Header: message.Header{Exchange: 99}, Payloads: build(t, "No D V CP EAP PS N(ERROR)")}, nil,
+			"ExchangeType(99) request 0 [ No D V CP(REQ) EAP(REQ) PS N(NotifyType(8191)) ]",
+		},
 	} {
 		if got := c.m.Summary(c.inner); got != c.want {
 			t.Errorf("%q, want %q", got, c.want)

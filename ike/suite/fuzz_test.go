@@ -52,7 +52,7 @@ func fuzzOffers(b []byte) []Offer {
 }
 
 func FuzzSelect(f *testing.F) {
-	f.Add([]byte{1, 0, 0, 16<<2 | 0, 1, 20, 4, 0, 2, 6, 0, 0, 4, 31, 0, 0}, false, uint16(31))
+	f.Add([]byte{1, 0, 0, 16 << 2, 1, 20, 4, 0, 2, 6, 0, 0, 4, 31, 0, 0}, false, uint16(31))
 	f.Add([]byte{1, 1, 9, 16<<2 | 1, 1, 20, 4, 0, 5, 1, 0, 0, 5, 0, 0, 0, 4, 19, 0, 0}, true, uint16(0))
 	f.Add([]byte{1, 1, 9, 16<<2 | 1, 1, 12, 4, 0, 3, 12, 0, 0, 5, 1, 0, 0}, true, uint16(19))
 	own := map[uint8][]Proposal{

@@ -1,5 +1,7 @@
 package suite
 
+//lint:file-ignore SA1019 keys are made from the coordinates of vectors, and bad ones on purpose
+
 import (
 	"bytes"
 	"crypto"
@@ -275,10 +277,10 @@ func TestCheckPublicKey(t *testing.T) {
 		"ECDSA empty":       &ecdsa.PublicKey{},
 		"P-224":             &p224.PublicKey,
 		"P-256 no point":    &ecdsa.PublicKey{Curve: elliptic.P256()},
-		"P-256 infinity":    &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int), Y: new(big.Int)},
-		"P-256 off curve":   &ecdsa.PublicKey{Curve: elliptic.P256(), X: p256.Gx, Y: p256.Gx},
-		"P-256 negative":    &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int).Neg(p256.Gx), Y: p256.Gy},
-		"P-256 beyond p":    &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int).Add(p256.Gx, p256.P), Y: p256.Gy},
+		"P-256 infinity":    &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int), Y: new(big.Int)},                 //nolint:staticcheck // see the top
+		"P-256 off curve":   &ecdsa.PublicKey{Curve: elliptic.P256(), X: p256.Gx, Y: p256.Gx},                           //nolint:staticcheck // see the top
+		"P-256 negative":    &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int).Neg(p256.Gx), Y: p256.Gy},         //nolint:staticcheck // see the top
+		"P-256 beyond p":    &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int).Add(p256.Gx, p256.P), Y: p256.Gy}, //nolint:staticcheck // see the top
 		"Ed25519 31 octets": ed25519.PublicKey(make([]byte, 31)),
 	} {
 		if err := CheckPublicKey(k); !errors.Is(err, ErrPublicKey) {

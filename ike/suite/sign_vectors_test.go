@@ -1,5 +1,7 @@
 package suite
 
+//lint:file-ignore SA1019 keys are made from the coordinates of vectors, and bad ones on purpose
+
 import (
 	"crypto"
 	"crypto/ecdsa"
@@ -39,7 +41,7 @@ func TestRFC4754(t *testing.T) {
 		s := classicByMethod(c.AuthMethod)
 		t.Run(s.String(), func(t *testing.T) {
 			curve := map[uint8]elliptic.Curve{AuthECDSA256: elliptic.P256(), AuthECDSA384: elliptic.P384(), AuthECDSA521: elliptic.P521()}[c.AuthMethod]
-			pub := &ecdsa.PublicKey{Curve: curve, X: new(big.Int).SetBytes(c.Gwx), Y: new(big.Int).SetBytes(c.Gwy)}
+			pub := &ecdsa.PublicKey{Curve: curve, X: new(big.Int).SetBytes(c.Gwx), Y: new(big.Int).SetBytes(c.Gwy)} //nolint:staticcheck // see the top
 			raw := make([]byte, 2*s.size)
 			new(big.Int).SetBytes(c.R).FillBytes(raw[:s.size])
 			new(big.Int).SetBytes(c.S).FillBytes(raw[s.size:])
@@ -213,7 +215,7 @@ func TestACVPSignatures(t *testing.T) {
 			t.Fatalf("unexpected group %s %s", g.Curve, g.HashAlg)
 		}
 		for _, c := range g.Tests {
-			pub := &ecdsa.PublicKey{Curve: curve, X: new(big.Int).SetBytes(c.Qx), Y: new(big.Int).SetBytes(c.Qy)}
+			pub := &ecdsa.PublicKey{Curve: curve, X: new(big.Int).SetBytes(c.Qx), Y: new(big.Int).SetBytes(c.Qy)} //nolint:staticcheck // see the top
 			size := (curve.Params().BitSize + 7) / 8
 			raw := make([]byte, 2*size)
 			new(big.Int).SetBytes(c.R).FillBytes(raw[:size])

@@ -108,6 +108,7 @@ func (d *driver) IKEUp(i ike.SAInfo) { d.locked(func() { d.ike[i.ID] = i }) }
 func (d *driver) IKEDown(i ike.SAInfo, r ike.Reason) {
 	d.locked(func() { delete(d.ike, i.ID); d.ends = append(d.ends, r) })
 }
+
 func (d *driver) ChildUp(c ike.ChildSA) {
 	d.locked(func() { d.children[c.ID] = c; d.switched[c.ID] = c.SendNow })
 }
@@ -120,6 +121,7 @@ func (d *driver) Refused(r ike.Refusal) {
 	d.t.Logf("refused: %s: %s: %v", r.Code, r.Text, r.Err)
 	d.locked(func() { d.refusals = append(d.refusals, r) })
 }
+
 func (d *driver) InitiateFailed(peer, child string, err error) {
 	d.t.Logf("initiate failed: %s %s: %v", peer, child, err)
 	d.locked(func() { d.failed = append(d.failed, err) })

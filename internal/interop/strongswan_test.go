@@ -145,12 +145,7 @@ func (s *strongswan) configure(conf string) {
 	s.load = s.ctl("--load-all", "--file", s.dir+"/swanctl.conf")
 }
 
-func (s *strongswan) log() string {
-	b, _ := os.ReadFile(filepath.Join(s.dir, "charon.log"))
-	return string(b)
-}
-
-// children counts the installed CHILD SAs, and IKE SAs that are established.
+// counts tells the number of installed CHILD SAs, and IKE SAs that are established.
 func (s *strongswan) counts() (ikes, children int) {
 	out := s.ctl("--list-sas")
 	return strings.Count(out, "ESTABLISHED, IKEv2"), strings.Count(out, "INSTALLED, TUNNEL")
