@@ -38,10 +38,8 @@ func TestDemo(t *testing.T) {
 	}
 	whole := func(name string) {
 		cmd, out := demo()
-		start := time.Now()
 		err := cmd.Run()
-		took := time.Since(start)
-		t.Logf("%s: %v\n%s", name, took, out)
+		t.Logf("%s:\n%s", name, out) // it says itself how long it took
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -52,9 +50,6 @@ func TestDemo(t *testing.T) {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("%s: the output does not say %q", name, want)
 			}
-		}
-		if took > time.Minute {
-			t.Errorf("%s: took %v; want less than a minute", name, took)
 		}
 	}
 	left := func(when string) {
