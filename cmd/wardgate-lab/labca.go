@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -424,9 +423,9 @@ func signPolicy(key, cert, in string) (jws []byte, serial uint64, err error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", in, err)
 	}
-	jws, err = policy.Sign(d, crypto.Signer(k), chain)
+	jws, err = policy.Sign(d, k, chain)
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", in, err)
 	}
-	return jws, uint64(d.Serial), nil
+	return jws, d.Serial, nil
 }

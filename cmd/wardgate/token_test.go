@@ -195,9 +195,18 @@ func TestTokenUsage(t *testing.T) {
 	b := newTokenBench(t)
 	b.run(exitOK, "init", "--new-so-pin-file", b.path("so-pin"), "--new-pin-file", b.path("pin"))
 	for _, args := range [][]string{
-		{}, {"nonsense"}, {"csr"}, {"csr", "--device"}, {"csr", "--device", "--service", "x", "--name", "y"},
-		{"import"}, {"import", "--device", "x.pem"}, {"import", "--ca", "x", "x.pem"}, {"delete"}, {"list", "more"},
-		{"list", "--module", ""}, {"csr", "--device", "--name", "a.b", "--key-type", "dsa"},
+		{},
+		{"nonsense"},
+		{"csr"},
+		{"csr", "--device"},
+		{"csr", "--device", "--service", "x", "--name", "y"},
+		{"import"},
+		{"import", "--device", "x.pem"},
+		{"import", "--ca", "x", "x.pem"},
+		{"delete"},
+		{"list", "more"},
+		{"list", "--module", ""},
+		{"csr", "--device", "--name", "a.b", "--key-type", "dsa"},
 	} {
 		want := exitUsage
 		switch strings.Join(args, " ") {

@@ -68,6 +68,7 @@ func (id ID) String() string {
 		if s, ok := dnString(id.Data); ok {
 			return Quote(s)
 		}
+	case IDDERASN1GN, IDKeyID:
 	}
 	d := id.Data
 	if len(d) > 32 {

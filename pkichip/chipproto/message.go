@@ -67,6 +67,7 @@ func (t Type) Timeout() time.Duration {
 		return 2 * time.Minute
 	case TypeStore, TypeDelete, TypeHello:
 		return 30 * time.Second
+	case TypePing, TypeStatus, TypeTokens, TypeList, TypeSign, TypeMechanisms, TypeEvent, ReplyBit:
 	}
 	return 10 * time.Second
 }

@@ -207,7 +207,7 @@ func (t *Token) publicKey(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) (crypto
 		}
 		var oid asn1.ObjectIdentifier
 		if rest, err := asn1.Unmarshal(a[0].Value, &oid); err != nil || len(rest) != 0 {
-			return nil, nil
+			return nil, nil //nolint:nilerr // not a key that we could use
 		}
 		curve := elliptic.P256()
 		if oid.Equal(oidP384) {

@@ -1,7 +1,6 @@
 package token
 
 import (
-	"crypto"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -65,7 +64,6 @@ type Token struct {
 type keyHandle struct {
 	h    pkcs11.ObjectHandle
 	kind uint // CKK_…
-	hint crypto.PublicKey
 }
 
 // Open loads the module and looks for the token. That the token is missing or refuses the PIN is
