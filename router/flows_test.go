@@ -4,9 +4,15 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
+	"wardgate/audit"
 	"wardgate/ike"
 )
 
@@ -291,5 +297,40 @@ func TestControlMessages(t *testing.T) {
 		if d.n != 5 || d.local != local || d.tos != 0xb8 || d.remote != netip.AddrPortFrom(local, a.port) {
 			t.Errorf("got %+v", d)
 		}
+	}
+}
+
+// A record that somebody changed is kept as evidence, and the router goes on with a new one.
+func TestAuditSetAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l, err := openAudit(path, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(audit.Record{Event: audit.EventStarted, What: "x", Result: audit.ResultInfo}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.Replace(b, []byte(`"x"`), []byte(`"y"`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err = openAudit(path, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	aside, err := filepath.Glob(path + ".damaged-*")
+	if err != nil || len(aside) != 1 {
+		t.Fatalf("set aside: %v, %v", aside, err)
+	}
+	recs, err := audit.Tail(path, 10)
+	if err != nil || len(recs) == 0 || !slices.ContainsFunc(recs, func(r audit.Record) bool { return r.Event == audit.EventLogDamaged && r.Where == aside[0] }) {
+		t.Fatalf("records: %v, %v", recs, err)
 	}
 }

@@ -2,7 +2,10 @@ package router
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"go.uber.org/zap"
@@ -92,6 +95,32 @@ func (r *Router) tend(c *connection, now time.Time) {
 }
 
 // --- records ------------------------------------------------------------------------------
+
+// openAudit opens the audit record. One whose end somebody has changed is set aside as evidence
+// and a new one begun: tampering shows, loudly, but it does not take a hospital off the network
+// (RES-2).
+func openAudit(path string, log *zap.Logger) (*audit.Log, error) {
+	l, err := audit.Open(path, audit.Options{Now: time.Now})
+	if !errors.Is(err, audit.ErrBroken) {
+		return l, err
+	}
+	aside := path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000000000Z")
+	log.Error("the audit record was changed by somebody; it is set aside and a new one begins", zap.String("evidence", aside), zap.Error(err))
+	if err := os.Rename(path, aside); err != nil {
+		return nil, err
+	}
+	l, err2 := audit.Open(path, audit.Options{Now: time.Now})
+	if err2 != nil {
+		return nil, err2
+	}
+	if err := l.Append(audit.Record{
+		Event: audit.EventLogDamaged, What: filepath.Base(path), Where: aside, Result: audit.ResultFailed,
+		Detail: map[string]string{"error": err.Error(), "text": "the last record did not verify: somebody changed the file; it is kept as evidence"},
+	}); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
 
 // record hands a record to the writer. It never blocks: when the disk cannot follow, the loss is
 // itself recorded.

@@ -105,7 +105,7 @@ func New(opt Options) (_ *Router, err error) {
 			r.closeAll()
 		}
 	}()
-	if r.audit, err = audit.Open(cfg.Audit.File, audit.Options{Now: time.Now}); err != nil {
+	if r.audit, err = openAudit(cfg.Audit.File, opt.Log); err != nil {
 		return nil, fmt.Errorf("open the audit record %s: %w", cfg.Audit.File, err)
 	}
 	if err = r.loadAnchors(); err != nil {
