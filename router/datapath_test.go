@@ -56,7 +56,13 @@ func policyFor(t testing.TB, local, remote string, flows []policy.FlowRule, more
 
 func newSide(t testing.TB, table *policy.Table) *side {
 	t.Helper()
-	sock, err := openSocket(netip.MustParseAddr("127.0.0.1"), 0, true, 0)
+	return newSideAt(t, table, netip.MustParseAddr("127.0.0.1"))
+}
+
+// newSideAt is newSide with the outer address.
+func newSideAt(t testing.TB, table *policy.Table, at netip.Addr) *side {
+	t.Helper()
+	sock, err := openSocket(at, 0, true, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +110,7 @@ func join(t testing.TB, a, b *side, i int) (ca, cb *childSA) {
 		if child.out, err = esp.NewOutbound(esp.Params{SPI: 0x1000 + uint32(out) + uint32(i)<<16, Encr: esp.EncrAESGCM16, KeyBits: 128, Key: key(out)}); err != nil {
 			t.Fatal(err)
 		}
-		child.path.Store(&sendPath{sock: s.sock, remote: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), o.sock.port)})
+		child.path.Store(&sendPath{sock: s.sock, remote: netip.AddrPortFrom(o.sock.addr, o.sock.port)})
 		if err := s.sad.add(child); err != nil {
 			t.Fatal(err)
 		}
@@ -205,6 +211,63 @@ func TestAcross(t *testing.T) {
 	c := a.rules.Load().conns[0]
 	if c.packetsIn.Load() != 1 || c.packetsOut.Load() != 1 || c.bytesIn.Load() != uint64(len(ask)) {
 		t.Error("counters are wrong")
+	}
+}
+
+// IPv4 and IPv6 inside, over IPv4 and IPv6 outside.
+func TestFamilies(t *testing.T) {
+	for _, outer := range []string{"127.0.0.1", "::1"} {
+		for _, v6 := range []bool{false, true} {
+			local, remote, host, peer, proto := "10.1.2.0/24", "10.2.1.0/24", "10.1.2.10", "10.2.1.9", "icmp"
+			if v6 {
+				local, remote, host, peer, proto = "2001:db8:1:2::/64", "2001:db8:2:1::/64", "2001:db8:1:2::10", "2001:db8:2:1::9", "icmpv6"
+			}
+			t.Run(fmt.Sprintf("%s over %s", host, outer), func(t *testing.T) {
+				at := netip.MustParseAddr(outer)
+				if probe, err := openSocket(at, 0, true, 0); err != nil && noIPv6(err) {
+					t.Log("no IPv6 on this machine's loopback: the outer address stays untried")
+					return
+				} else if err == nil {
+					probe.conn.Close()
+				}
+				rules := func(direction string) []policy.FlowRule {
+					return []policy.FlowRule{
+						{Name: "dns", From: []string{remote}, To: []string{host}, Protocol: "udp", Ports: []string{"53"}, Direction: direction},
+						{Name: "ping", From: []string{remote}, To: []string{host}, Protocol: proto, Direction: direction},
+					}
+				}
+				a := newSideAt(t, policyFor(t, local, remote, rules(policy.DirectionIn)), at)
+				b := newSideAt(t, policyFor(t, remote, local, rules(policy.DirectionOut)), at)
+				join(t, a, b, 0)
+				dgram := func(src, dst string, sport, dport uint16) []byte {
+					u := &layers.UDP{SrcPort: layers.UDPPort(sport), DstPort: layers.UDPPort(dport)}
+					if !v6 {
+						return udp4(t, src, dst, sport, dport, 100)
+					}
+					ip := ip6(src, dst, layers.IPProtocolUDP)
+					ip.TrafficClass = 0xb8
+					if err := u.SetNetworkLayerForChecksum(ip); err != nil {
+						t.Fatal(err)
+					}
+					return serialize(t, ip, u, gopacket.Payload(make([]byte, 100)))
+				}
+				ask, answer := dgram(peer, host, 4000, 53), dgram(host, peer, 53, 4000)
+				b.lan(ask)
+				a.wire()
+				if got := a.delivered(); !bytes.Equal(got, ask) {
+					t.Fatalf("B to A: %x, %v %v", got, a.refused, b.refused)
+				}
+				a.lan(answer)
+				b.wire()
+				if got := b.delivered(); !bytes.Equal(got, answer) {
+					t.Fatalf("A to B: %x, %v %v", got, a.refused, b.refused)
+				}
+				a.lan(dgram(host, peer, 53, 4001))
+				if a.lastRefusal() != "not-a-reply" {
+					t.Errorf("another port: %s", a.lastRefusal())
+				}
+			})
+		}
 	}
 }
 

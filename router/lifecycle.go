@@ -41,11 +41,11 @@ func (r *Router) lifecycle(ctx context.Context) {
 		r.mu.Unlock()
 		if expired {
 			r.expirePolicy()
-			continue
 		}
 		for _, c := range r.connections() {
 			r.tend(c, now)
 		}
+		r.beat.Store(r.dp.now())
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -49,6 +50,8 @@ type Router struct {
 	store    policyStore
 	refused  *refusals
 	children sync.Map // ike.ChildID → *childSA
+
+	beat atomic.Int64 // last tick of lifecycle, on the router's clock; 0: not running yet
 
 	flushMu sync.Mutex
 	flusher *outWorker // sends what was held back; guarded by flushMu
@@ -288,8 +291,18 @@ func (r *Router) Reload(ctx context.Context) error {
 	return nil
 }
 
-// Health implements control.Backend.
-func (r *Router) Health(context.Context) error { return nil }
+// Health implements control.Backend: it fails when the keeper of connections, which ticks every
+// second and takes every lock on its way, has stood still. systemd's watchdog asks for it.
+func (r *Router) Health(context.Context) error {
+	if at := r.beat.Load(); at != 0 {
+		if still := time.Duration(r.dp.now() - at); still > maxStill {
+			return fmt.Errorf("the router stands still since %s", still.Round(time.Second))
+		}
+	}
+	return nil
+}
+
+const maxStill = 20 * time.Second
 
 func (r *Router) connection(name string) *connection {
 	r.mu.Lock()
