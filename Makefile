@@ -50,7 +50,7 @@ fuzz: ## every fuzz target for FUZZTIME=10m
 	@failed=; for pkg in $$($(GO) list ./...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 			echo "== $$pkg $$f for $(FUZZTIME)"; \
-			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg || failed+=" $$pkg.$$f"; \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg || failed+=" $$pkg.$$f"; \
 		done; \
 	done; [[ -z $$failed ]] || { echo "findings in:$$failed (the inputs are in testdata/fuzz beside each test)"; exit 1; }
 
