@@ -22,7 +22,9 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"wardgate/internal/certs"
@@ -91,16 +93,18 @@ type Options struct {
 	CRLURL string // CRL distribution point in the certificates; empty: none
 }
 
-// Authority is one CA with its root. It is not safe for concurrent use.
+// Authority is one CA with its root. It is safe for concurrent use.
 type Authority struct {
-	opt    Options
-	root   *x509.Certificate
-	rootK  crypto.Signer
-	ca     *x509.Certificate // the issuing CA; the root itself when Direct
-	caK    crypto.Signer
+	opt   Options
+	root  *x509.Certificate
+	rootK crypto.Signer
+	ca    *x509.Certificate // the issuing CA; the root itself when Direct
+	caK   crypto.Signer
+	dir   string // where it is kept; empty: in memory only
+
+	mu     sync.Mutex // guards issued, crlNo and the file that holds them
 	issued []Issued
 	crlNo  int64
-	dir    string // where it is kept; empty: in memory only
 	lock   releaser
 }
 
@@ -278,7 +282,11 @@ func (a *Authority) Intermediates() []*x509.Certificate {
 }
 
 // Issued returns the record of what was issued, oldest first.
-func (a *Authority) Issued() []Issued { return a.issued }
+func (a *Authority) Issued() []Issued {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.issued)
+}
 
 // Request says what to issue. The zero values stand for the profile; tests set the others to make
 // certificates that must be refused.
@@ -375,6 +383,8 @@ func (a *Authority) Issue(r Request) (*x509.Certificate, error) {
 	}
 	record.Serial, record.Subject = hex.EncodeToString(c.SerialNumber.Bytes()), c.Subject.String()
 	record.Names, record.NotBefore, record.NotAfter = c.DNSNames, c.NotBefore, c.NotAfter
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.issued = append(a.issued, record)
 	if err := a.save(); err != nil {
 		return nil, err
@@ -485,6 +495,8 @@ func (a *Authority) provenDevice(csr *x509.CertificateRequest, r FromCSR) (*x509
 // Revoke puts a certificate on the list. reason is a CRLReason (RFC 5280, section 5.3.1).
 func (a *Authority) Revoke(serial *big.Int, at time.Time, reason int) error {
 	want := hex.EncodeToString(serial.Bytes())
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	for i := range a.issued {
 		e := &a.issued[i]
 		if e.Serial != want {
@@ -497,12 +509,14 @@ func (a *Authority) Revoke(serial *big.Int, at time.Time, reason int) error {
 		e.RevokedAt, e.Reason = &at, reason
 		return a.save()
 	}
-	return fmt.Errorf("%w: %s; see the list with `wardgate lab-ca list`", ErrNotIssued, want)
+	return fmt.Errorf("%w: %s; see the list with `wardgate-lab ca list`", ErrNotIssued, want)
 }
 
 // CRLs makes the current revocation lists, valid for life from at: the issuing CA's, and the
 // root's (empty) when there is an issuing CA below it. Numbers grow with every call.
 func (a *Authority) CRLs(at time.Time, life time.Duration) ([]*x509.RevocationList, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.crlNo++
 	var entries []x509.RevocationListEntry
 	for _, e := range a.issued {
