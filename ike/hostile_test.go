@@ -90,6 +90,31 @@ func TestMalformed(t *testing.T) {
 	p.carries()
 }
 
+// TestEveryExchangeInTheClear sends a message without anything encrypted, in every exchange and as
+// request and response, to an IKE SA that stands and one that is half-open (found by
+// FuzzHandleDatagram: IKE_SESSION_RESUME, which may come in the clear, panicked).
+func TestEveryExchangeInTheClear(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, pairOptions{})
+	p.up()
+	halfOpen(t, p)
+	for exchange := range 256 {
+		for _, flags := range []byte{0, 8, 32, 40} {
+			for id := range byte(8) {
+				m := make([]byte, 28)
+				m[16], m[17], m[18], m[19], m[23], m[27] = 0, 0x20, byte(exchange), flags, id, 28
+				for _, f := range faces(p.b, m) {
+					p.w.Deliver(netip.AddrPortFrom(addrA, 500), netip.AddrPortFrom(addrB, 500), f)
+				}
+			}
+		}
+		p.w.For(time.Millisecond)
+	}
+	p.w.For(31 * time.Second)
+	p.counts(1, 1)
+	p.carries()
+}
+
 // halfOpen has A's IKE_SA_INIT request repeated from another address with another SPI, which B
 // answers.
 func halfOpen(t testing.TB, p *pair) {

@@ -96,13 +96,25 @@ func (r *reassembly) expire(now time.Time) {
 	}
 }
 
+// sealed parses a message that has to be encrypted, whatever its exchange: in an exchange that
+// may come in the clear elsewhere (IKE_SESSION_RESUME) there is nothing for an IKE SA that has
+// keys.
+func sealed(msg []byte) (*message.Message, bool) {
+	m, err := message.Parse(msg)
+	if err != nil || m.CheckOuter() != nil || m.Encrypted == nil {
+		return nil, false
+	}
+	return m, true
+}
+
 // open authenticates a message with the expected ID. nil, nil: it is to be dropped silently, or
 // fragments are missing. An error is about an authentic message.
 func (g *generation) open(re *reassembly, ev evDatagram) (*parsed, error) {
-	m, err := message.Parse(ev.msg)
-	if err != nil || m.CheckOuter() != nil {
-		return nil, nil //nolint:nilerr // RFC 7296, section 2.21.4: nothing authentic, no answer
+	m, ok := sealed(ev.msg)
+	if !ok {
+		return nil, nil // RFC 7296, section 2.21.4: nothing authentic, no answer
 	}
+	var err error
 	var inner message.Inner
 	if m.Encrypted.IsFragment() {
 		// RFC 7383, section 2.3: only when both ends announced it.
@@ -146,10 +158,11 @@ func (g *generation) open(re *reassembly, ev evDatagram) (*parsed, error) {
 // authentic tells whether a repeated request comes from the holder of the keys; of a fragmented
 // one only the first fragment counts.
 func (g *generation) authentic(msg []byte) bool {
-	m, err := message.Parse(msg)
-	if err != nil || m.CheckOuter() != nil {
+	m, ok := sealed(msg)
+	if !ok {
 		return false
 	}
+	var err error
 	if m.Encrypted.IsFragment() {
 		if m.Encrypted.Number != 1 {
 			return false
