@@ -102,7 +102,7 @@ func TestEveryExchangeInTheClear(t *testing.T) {
 		for _, flags := range []byte{0, 8, 32, 40} {
 			for id := range byte(8) {
 				m := make([]byte, 28)
-				m[16], m[17], m[18], m[19], m[23], m[27] = 0, 0x20, byte(exchange), flags, id, 28
+				m[0], m[17], m[18], m[19], m[23], m[27] = 1, 0x20, byte(exchange), flags, id, 28
 				for _, f := range faces(p.b, m) {
 					p.w.Deliver(netip.AddrPortFrom(addrA, 500), netip.AddrPortFrom(addrB, 500), f)
 				}
