@@ -119,7 +119,7 @@ func (g *generation) open(re *reassembly, ev evDatagram) (*parsed, error) {
 	if m.Encrypted.IsFragment() {
 		// RFC 7383, section 2.3: only when both ends announced it.
 		if !g.sa.fragment || re.Wants(m) != nil {
-			return nil, nil
+			return nil, nil //nolint:nilerr // nothing authentic yet, no answer
 		}
 		f, err := m.OpenFragment(g.prot.in)
 		if err != nil {
@@ -132,7 +132,7 @@ func (g *generation) open(re *reassembly, ev evDatagram) (*parsed, error) {
 			re.reset()
 			return nil, err
 		case err != nil:
-			return nil, nil
+			return nil, nil //nolint:nilerr // a fragment that does not fit the others (RFC 7383, section 2.6)
 		case !done:
 			if re.expires.IsZero() {
 				re.expires = g.sa.now.Add(reassemblyTime)
