@@ -250,6 +250,9 @@ func Parse(b []byte) (*Message, error) {
 	if seen&table.must != table.must {
 		return nil, fmt.Errorf("%w: %v: a field is missing", ErrFrame, m.Type)
 	}
+	if m.Tries >= 0 && m.Code == OK {
+		return nil, fmt.Errorf("%w: %v: PIN tries without an error they belong to", ErrFrame, m.Type)
+	}
 	return m, nil
 }
 
