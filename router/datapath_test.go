@@ -144,6 +144,20 @@ func (s *side) wire() {
 	s.in.datagram(s.sock, d, buf, headroom)
 }
 
+// forge seals and sends an inner packet past the router's own judgement, as a hostile peer can.
+func (s *side) forge(child *childSA, inner []byte) {
+	s.t.Helper()
+	buf := make([]byte, headroom+len(inner)+tailroom)
+	copy(buf[headroom:], inner)
+	start, end, err := child.out.Seal(buf, headroom, len(inner), 4)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.sock.write(buf[start:end], nil, child.path.Load().remote); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // silent fails when the router has sent anything.
 func (s *side) silent(o *side) {
 	s.t.Helper()
@@ -330,17 +344,7 @@ func TestHostilePeer(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a.refused = nil
-			var p packet
-			_ = p.parse(c.b)
-			buf := make([]byte, headroom+len(c.b)+tailroom)
-			copy(buf[headroom:], c.b)
-			start, end, err := cb.out.Seal(buf, headroom, len(c.b), 4)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := b.sock.write(buf[start:end], nil, cb.path.Load().remote); err != nil {
-				t.Fatal(err)
-			}
+			b.forge(cb, c.b)
 			a.wire()
 			if got := a.delivered(); got != nil {
 				t.Fatalf("delivered %x", got)
@@ -373,15 +377,7 @@ func TestNoRelayWithAnySelectors(t *testing.T) {
 		{"as A", tcp4(t, "10.1.2.9", "10.1.2.10", 4000, 104, false), "spoofed-local-source"},
 	} {
 		a.refused = nil
-		buf := make([]byte, headroom+len(c.b)+tailroom)
-		copy(buf[headroom:], c.b)
-		start, end, err := cb.out.Seal(buf, headroom, len(c.b), 4)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := b.sock.write(buf[start:end], nil, cb.path.Load().remote); err != nil {
-			t.Fatal(err)
-		}
+		b.forge(cb, c.b)
 		a.wire()
 		if got := a.delivered(); got != nil {
 			t.Fatalf("%s: delivered %x", c.name, got)
