@@ -393,6 +393,10 @@ func lines(path string, f func(line []byte, whole bool) error) error {
 		return err
 	}
 	defer file.Close()
+	return readLines(file, f)
+}
+
+func readLines(file io.Reader, f func(line []byte, whole bool) error) error {
 	r := bufio.NewReaderSize(file, MaxLine)
 	for {
 		line, err := r.ReadSlice('\n')

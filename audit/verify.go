@@ -3,9 +3,12 @@ package audit
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // Report is what verification found.
@@ -45,12 +48,49 @@ var errStop = errors.New("stop")
 // VerifyFile verifies the log at path with all its rotated files, and reports the first break. An
 // error means that a file could not be read. The log may be in use meanwhile.
 func VerifyFile(path string) (Report, error) {
-	rep, err := verifyOnce(path)
-	if err != nil || rep.Break != nil {
-		// A rotation between two of our steps looks like a break; it does not look so twice.
-		return verifyOnce(path)
+	var rep Report
+	for range 10 {
+		var err error
+		if rep, err = verifyOnce(path); !errors.Is(err, fs.ErrNotExist) {
+			return rep, err
+		}
+		// Rotation removed the oldest file (Options.Keep) between the listing and our opening it.
 	}
-	return rep, nil
+	return verifyOnce(path)
+}
+
+// logFiles returns the files of the log in the order of their records. The last may be written and
+// rotated meanwhile: it is held open, and what was rotated after it is left out, so that the list is
+// the log as it stood at one moment. current is nil where there is no file of that name.
+func logFiles(path string) (files []rotatedFile, current *os.File, err error) {
+	current, err = os.Open(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, err
+	}
+	rotated, rerr := rotatedFiles(path)
+	if rerr != nil || current == nil {
+		if rerr == nil && len(rotated) == 0 {
+			rerr = err
+		}
+		return rotated, nil, rerr
+	}
+	held, err := current.Stat()
+	if err != nil {
+		return rotated, current, err
+	}
+	if named, err := os.Stat(path); err != nil || !os.SameFile(held, named) {
+		// Rotated meanwhile, so it has records: what ends with or after its first came later.
+		err := readLines(io.NewSectionReader(current, 0, math.MaxInt64), func(line []byte, _ bool) error {
+			if r, err := parseLine(line); err == nil {
+				rotated = slices.DeleteFunc(rotated, func(f rotatedFile) bool { return f.last >= r.Seq })
+			}
+			return errStop
+		})
+		if !errors.Is(err, errStop) {
+			return rotated, current, err
+		}
+	}
+	return append(rotated, rotatedFile{path: path}), current, nil
 }
 
 func verifyOnce(path string) (Report, error) {
@@ -58,21 +98,22 @@ func verifyOnce(path string) (Report, error) {
 	// Read first: records that are added meanwhile only make the log longer than the head says.
 	top, hasHead := readHead(path)
 	headHash := ""
-	rotated, err := rotatedFiles(path)
+	files, current, err := logFiles(path)
+	if current != nil {
+		defer current.Close()
+	}
 	if err != nil {
 		return rep, err
 	}
 	prev, seq, begun := genesis, uint64(0), false
-	files := rotated
-	if _, err := os.Stat(path); err == nil {
-		files = append(files, rotatedFile{path: path})
-	} else if !errors.Is(err, fs.ErrNotExist) || len(rotated) == 0 {
-		return rep, err
-	}
 	for _, file := range files {
 		rep.Files = append(rep.Files, file.path)
 		n := 0
-		err := lines(file.path, func(line []byte, whole bool) error {
+		read := func(f func([]byte, bool) error) error { return lines(file.path, f) }
+		if file.last == 0 && current != nil {
+			read = func(f func([]byte, bool) error) error { return readLines(current, f) }
+		}
+		err := read(func(line []byte, whole bool) error {
 			n++
 			brk := func(kind, format string, args ...any) error {
 				rep.Break = &Break{File: file.path, Line: n, Seq: seq, Kind: kind, Text: fmt.Sprintf(format, args...)}
