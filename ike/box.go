@@ -140,8 +140,8 @@ func (b *box) status() (SAStatus, bool) {
 	now := b.ep.cfg.Clock.Now()
 	b.step.Lock()
 	defer b.step.Unlock()
-	if b.sa == nil || b.sa.state == StateClosed {
-		return SAStatus{}, false
+	if b.sa == nil || b.sa.state == StateClosed || b.sa.begun.IsZero() {
+		return SAStatus{}, false // over, or its first message has not been read yet
 	}
 	return b.sa.status(now), true
 }
