@@ -49,11 +49,22 @@ func onesSum(b []byte, initial uint16) uint16 {
 		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(last[:]), 0)
 		sum += carry
 	}
+	return bits.ReverseBytes16(fold(sum))
+}
+
+// Checksum returns the Internet checksum's sum (RFC 1071) of b and initial: folded to 16 bits, not
+// inverted, in host byte order. So sums are put together: Checksum(b, Checksum(a, 0)) is that of
+// a and b if a has an even number of octets. What goes into a header is ^Checksum, big-endian (in
+// UDP 0xffff instead of 0); what is right with its checksum gives 0xffff.
+func Checksum(b []byte, initial uint16) uint16 { return onesSum(b, initial) }
+
+// fold adds the four 16-bit parts of sum in one's complement. Zero comes out only if sum is zero.
+func fold(sum uint64) uint16 {
 	sum = sum>>32 + sum&0xffffffff
 	sum = sum>>32 + sum&0xffffffff
 	sum = sum>>16 + sum&0xffff
 	sum = sum>>16 + sum&0xffff
-	return bits.ReverseBytes16(uint16(sum))
+	return uint16(sum)
 }
 
 // addOnes adds two 16-bit numbers in one's complement.

@@ -28,6 +28,8 @@ type queue struct {
 		n    int
 		err  error
 
+		burst burstReader
+
 		packets, bytes, calls, malformed, tooLong atomic.Uint64
 	}
 	_ [64]byte
@@ -51,6 +53,7 @@ func newQueue(f *os.File, off Offloads) (*queue, error) {
 	q := &queue{f: f, conn: conn}
 	q.read.raw = make([]byte, virtioHeaderLen+0xffff+ipv6HeaderLen)
 	q.read.fn = q.readReady
+	q.read.burst.init(q)
 	q.write.fn = q.writeReady
 	q.write.sys = writev
 	q.write.glue.tcp, q.write.glue.udp = off.TCP, off.UDP

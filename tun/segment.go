@@ -2,36 +2,34 @@ package tun
 
 import "encoding/binary"
 
-// segmenter cuts one super-packet into packets, as Linux' software GSO does
-// (net/ipv4/tcp_offload.c and udp_offload.c describe the same in C). It holds a slice of the
-// super-packet until it is done.
-type segmenter struct {
-	pkt  []byte // what is left when nothing is: nil
-	kind uint8  // gsoNone …
+// super is what has to be known of a super-packet to cut it, or of an ordinary packet to complete
+// its checksum.
+type super struct {
+	kind uint8 // gsoNone …
 
 	transport int    // offset of the transport header
-	payload   int    // offset of the payload: the headers are pkt[:payload]
+	payload   int    // offset of the payload: the headers lie before
 	size      int    // payload of each segment but the last
-	at        int    // offset of the payload that comes next
 	partial   uint16 // pseudo header's sum without the length
 	csumAt    int    // offset of the checksum; 0: nothing to complete
-	seq       uint32 // of the next segment
-	id        uint16 // IPv4
+	seq       uint32 // of the first segment
+	id        uint16 // of the first segment, IPv4
 }
 
-// begin takes a packet and its header. An error means that the two do not fit one another.
-func (s *segmenter) begin(h *virtioHeader, pkt []byte) error {
-	*s = segmenter{}
-	if len(pkt) < ipv4HeaderLen {
+// parse takes the header of a packet of n octets that begins with head: all headers are in there,
+// or the whole packet. An error means that the two do not fit one another.
+func (s *super) parse(h *virtioHeader, head []byte, n int) error {
+	*s = super{}
+	if len(head) < ipv4HeaderLen {
 		return errHeader
 	}
-	version := pkt[0] >> 4
-	if version != 4 && (version != 6 || len(pkt) < ipv6HeaderLen) {
+	version := head[0] >> 4
+	if version != 4 && (version != 6 || len(head) < ipv6HeaderLen) {
 		return errHeader
 	}
 	transport := int(h.csumStart)
 	csumAt := transport + int(h.csumOffset)
-	if h.flags&flagNeedsCsum != 0 && (transport < ipv4HeaderLen || csumAt+2 > len(pkt)) {
+	if h.flags&flagNeedsCsum != 0 && (transport < ipv4HeaderLen || csumAt+2 > len(head)) {
 		return errHeader
 	}
 	kind := h.gsoType &^ gsoECN
@@ -39,50 +37,67 @@ func (s *segmenter) begin(h *virtioHeader, pkt []byte) error {
 		if h.flags&flagNeedsCsum != 0 {
 			s.transport, s.csumAt = transport, csumAt
 		}
-		s.pkt = pkt
 		return nil
 	}
 
-	if h.flags&flagNeedsCsum == 0 || h.gsoSize == 0 || len(pkt) > 0xffff+ipv6HeaderLen {
+	if h.flags&flagNeedsCsum == 0 || h.gsoSize == 0 || n > 0xffff+ipv6HeaderLen {
 		return errHeader
 	}
 	if version == 4 {
-		if int(pkt[0]&15)*4 != transport || len(pkt) > 0xffff {
+		if int(head[0]&15)*4 != transport || n > 0xffff {
 			return errHeader
 		}
-		s.id = binary.BigEndian.Uint16(pkt[4:])
+		s.id = binary.BigEndian.Uint16(head[4:])
 	} else if transport < ipv6HeaderLen {
 		return errHeader
 	}
 	var proto uint8
 	switch kind {
 	case gsoTCPv4, gsoTCPv6:
-		if (kind == gsoTCPv4) != (version == 4) || h.csumOffset != tcpCsumOffset || transport+tcpHeaderLen > len(pkt) {
+		if (kind == gsoTCPv4) != (version == 4) || h.csumOffset != tcpCsumOffset || transport+tcpHeaderLen > len(head) {
 			return errHeader
 		}
-		n := int(pkt[transport+12]>>4) * 4
+		n := int(head[transport+12]>>4) * 4
 		if n < tcpHeaderLen {
 			return errHeader
 		}
 		s.payload, proto = transport+n, protoTCP
-		s.seq = binary.BigEndian.Uint32(pkt[transport+4:])
+		s.seq = binary.BigEndian.Uint32(head[transport+4:])
 	case gsoUDPL4:
-		if h.csumOffset != udpCsumOffset || transport+udpHeaderLen > len(pkt) {
+		if h.csumOffset != udpCsumOffset || transport+udpHeaderLen > len(head) {
 			return errHeader
 		}
 		s.payload, proto = transport+udpHeaderLen, protoUDP
 	default:
 		return errGSOType
 	}
-	if s.payload >= len(pkt) || version == 4 && pkt[9] != proto {
+	if s.payload >= n || s.payload > len(head) || version == 4 && head[9] != proto {
 		return errHeader
 	}
-	s.transport, s.csumAt, s.kind, s.size, s.at = transport, csumAt, kind, int(h.gsoSize), s.payload
+	s.transport, s.csumAt, s.kind, s.size = transport, csumAt, kind, int(h.gsoSize)
 	// The kernel left the sum of the pseudo header in the checksum's place, made with the length
 	// of the whole. Taking that length out again is right also where the destination of the
 	// pseudo header is not that of the IPv6 header (routing header).
-	s.partial = addOnes(binary.BigEndian.Uint16(pkt[csumAt:]), ^uint16(len(pkt)-transport))
-	s.pkt = pkt
+	s.partial = addOnes(binary.BigEndian.Uint16(head[csumAt:]), ^uint16(n-transport))
+	return nil
+}
+
+// segmenter cuts one super-packet into packets, as Linux' software GSO does
+// (net/ipv4/tcp_offload.c and udp_offload.c describe the same in C). It holds a slice of the
+// super-packet until it is done.
+type segmenter struct {
+	super
+	pkt []byte // what is left when nothing is: nil
+	at  int    // offset of the payload that comes next
+}
+
+// begin takes a packet and its header. An error means that the two do not fit one another.
+func (s *segmenter) begin(h *virtioHeader, pkt []byte) error {
+	s.pkt = nil
+	if err := s.parse(h, pkt, len(pkt)); err != nil {
+		return err
+	}
+	s.pkt, s.at = pkt, s.payload
 	return nil
 }
 
@@ -156,7 +171,7 @@ const (
 )
 
 // complete replaces the pseudo header's sum by the checksum.
-func (s *segmenter) complete(pkt []byte) {
+func (s *super) complete(pkt []byte) {
 	sum := ^onesSum(pkt[s.transport:], 0)
 	if sum == 0 && s.csumAt-s.transport == udpCsumOffset {
 		sum = 0xffff // RFC 768: zero means none; the same number in one's complement

@@ -15,8 +15,11 @@ type Packet struct {
 	Len int
 }
 
-// Queue is one queue of a device. One goroutine at a time may call ReadBatch, and one WriteBatch;
-// both directions may run at once. The fake is in tun/tuntest.
+// Queue is one queue of a device. One goroutine at a time may call ReadBatch or ReadBurst, and one
+// WriteBatch; both directions may run at once. The fake is in tun/tuntest.
+//
+// There are two ways to read: a queue should be read in one of them, as what ReadBatch or ReadBurst
+// could not hand out at once is only returned by the same.
 type Queue interface {
 	// ReadBatch waits for at least one packet and returns those that are there without waiting
 	// further, at most len(bufs). Packet i lies in bufs[i][off:off+sizes[i]], with all its
@@ -25,6 +28,17 @@ type Queue interface {
 	//
 	// A packet that is longer than its buffer is dropped and counted (Counters.TooLong).
 	ReadBatch(bufs [][]byte, sizes []int, off int) (n int, err error)
+
+	// ReadBurst reads one packet or one super-packet into buf, so that Burst.Cut can cut it there
+	// with spacing s, or with another one for more work. The caller looks at b.First and decides
+	// about all packets of the burst at once; who drops them does not call Cut, and calls ReadBurst
+	// again with the same buf.
+	//
+	// If there is none, wait says whether to wait for it; if not, ok is false and err nil. That
+	// costs one system call. ErrClosed after Close, ErrBufferSize if buf has less than
+	// BurstRoom octets behind s.Front; any other error means that the device is gone.
+	// What makes no sense is counted (Counters.Malformed) and skipped.
+	ReadBurst(b *Burst, buf []byte, s Spacing, wait bool) (ok bool, err error)
 
 	// WriteBatch hands all packets to the kernel, in order (see the package comment), and returns
 	// how many it took. A packet that is refused does not hold up the others; err is the first
