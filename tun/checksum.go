@@ -19,10 +19,9 @@ const (
 	udpCsumOffset = 6
 )
 
-// onesSum returns the folded one's complement sum (RFC 1071) of b plus initial, not inverted.
-// It adds eight octets at a time: the sum does not depend on the byte order in which it is made
+// scalarSum is onesSum without vector instructions. It adds eight octets at a time: the sum does not depend on the byte order in which it is made
 // (RFC 1071 section 2 B), so words are loaded as they lie and the result is swapped once.
-func onesSum(b []byte, initial uint16) uint16 {
+func scalarSum(b []byte, initial uint16) uint16 {
 	sum := uint64(bits.ReverseBytes16(initial))
 	var carry uint64
 	for len(b) >= 64 {
@@ -38,17 +37,26 @@ func onesSum(b []byte, initial uint16) uint16 {
 		sum += carry
 		b = b[64:]
 	}
+	// What is left is too short to overflow the second word when added up in halves.
+	var rest uint64
 	for len(b) >= 8 {
-		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(b), 0)
-		sum += carry
+		v := binary.LittleEndian.Uint64(b)
+		rest += v>>32 + v&0xffffffff
 		b = b[8:]
 	}
-	if len(b) > 0 {
-		var last [8]byte
-		copy(last[:], b)
-		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(last[:]), 0)
-		sum += carry
+	if len(b) >= 4 {
+		rest += uint64(binary.LittleEndian.Uint32(b))
+		b = b[4:]
 	}
+	if len(b) >= 2 {
+		rest += uint64(binary.LittleEndian.Uint16(b))
+		b = b[2:]
+	}
+	if len(b) > 0 {
+		rest += uint64(b[0])
+	}
+	sum, carry = bits.Add64(sum, rest, 0)
+	sum += carry
 	return bits.ReverseBytes16(fold(sum))
 }
 

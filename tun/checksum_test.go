@@ -8,35 +8,107 @@ import (
 	"pgregory.net/rapid"
 )
 
+// eachSum runs f with every way of adding that this machine has.
+func eachSum(t *testing.T, f func(t *testing.T, sum func(b []byte, initial uint16) uint16)) {
+	t.Run("scalar", func(t *testing.T) { f(t, scalarSum) })
+	for _, name := range vectorNames {
+		t.Run(name, func(t *testing.T) {
+			onlyVector(t, name)
+			f(t, onesSum)
+		})
+	}
+}
+
 func TestOnesSum(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		b := rapid.SliceOfN(rapid.SampledFrom([]byte{0, 1, 0x7f, 0x80, 0xfe, 0xff}), 0, 300).Draw(t, "b")
-		initial := rapid.Uint16().Draw(t, "initial")
-		if got, want := onesSum(b, initial), slowSum(binary.BigEndian.AppendUint16(nil, initial), b); got != want {
-			t.Fatalf("%#04x, want %#04x", got, want)
-		}
-	})
-	for n := range 200 { // all ones: every carry there is
-		b := make([]byte, n)
-		for i := range b {
-			b[i] = 0xff
-		}
-		for _, initial := range []uint16{0, 1, 0xfffe, 0xffff} {
-			if got, want := onesSum(b, initial), slowSum(binary.BigEndian.AppendUint16(nil, initial), b); got != want {
-				t.Fatalf("%d octets of ones, initial %#x: %#04x, want %#04x", n, initial, got, want)
+	eachSum(t, func(t *testing.T, sum func(b []byte, initial uint16) uint16) {
+		rapid.Check(t, func(t *rapid.T) {
+			// A window into something larger: what lies around it must not count.
+			from, n := rapid.IntRange(0, 70).Draw(t, "from"), rapid.OneOf(rapid.IntRange(0, 300), rapid.IntRange(0, 3000)).Draw(t, "n")
+			all := make([]byte, from+n+70)
+			seed := rapid.Uint64().Draw(t, "content")
+			for i := range all {
+				seed = seed*6364136223846793005 + 1442695040888963407
+				all[i] = []byte{0, 1, 0x7f, 0x80, 0xfe, 0xff, 0xff, byte(seed >> 40)}[seed>>61]
+			}
+			b := all[from : from+n]
+			initial := rapid.Uint16().Draw(t, "initial")
+			if got, want := sum(b, initial), slowSum(binary.BigEndian.AppendUint16(nil, initial), b); got != want {
+				t.Fatalf("%#04x, want %#04x", got, want)
+			}
+		})
+		for _, v := range []byte{0, 0xff} { // every carry there is, or none
+			for n := range 1500 {
+				b := make([]byte, n)
+				for i := range b {
+					b[i] = v
+				}
+				for _, initial := range []uint16{0, 1, 0xfffe, 0xffff} {
+					if got, want := sum(b, initial), slowSum(binary.BigEndian.AppendUint16(nil, initial), b); got != want {
+						t.Fatalf("%d octets of %#x, initial %#x: %#04x, want %#04x", n, v, initial, got, want)
+					}
+				}
 			}
 		}
+		for n := range 300 { // each octet counts, in its place
+			b := make([]byte, n)
+			for i := range b {
+				b[i] = 0xa5
+				if got, want := sum(b, 0), slowSum(b); got != want {
+					t.Fatalf("octet %d of %d: %#04x, want %#04x", i, n, got, want)
+				}
+				b[i] = 0
+			}
+		}
+	})
+}
+
+// 64 kB of ones and more: accumulators do not overflow.
+func TestOnesSumLong(t *testing.T) {
+	eachSum(t, func(t *testing.T, sum func(b []byte, initial uint16) uint16) {
+		b := make([]byte, 1<<20)
+		for i := range b {
+			b[i] = byte(0xff - i%2)
+		}
+		for _, n := range []int{0xffff, 0x10000, 1 << 20} {
+			if got, want := sum(b[:n], 0xffff), slowSum(b[:n], []byte{0}[:n&1], []byte{0xff, 0xff}); got != want {
+				t.Errorf("%d octets: %#04x, want %#04x", n, got, want)
+			}
+		}
+	})
+}
+
+func TestChecksum(t *testing.T) {
+	d := desc{proto: protoUDP, sp: 1, dp: 2, data: []byte("a datagram"), ttl: 64}
+	p := d.build(false)
+	if got := Checksum(p[:20], 0); got != 0xffff {
+		t.Errorf("IPv4 header: %#04x", got)
+	}
+	if got := Checksum(p[20:], Checksum(d.pseudo(len(p)-20), 0)); got != 0xffff {
+		t.Errorf("UDP: %#04x", got)
+	}
+	// RFC 1071 section 3: the example
+	if got := Checksum([]byte{0, 1, 0xf2, 3, 0xf4, 0xf5, 0xf6, 0xf7}, 0); got != 0xddf2 {
+		t.Errorf("RFC 1071: %#04x", got)
 	}
 }
 
 func BenchmarkOnesSum(b *testing.B) {
-	for _, n := range []int{20, 64, 512, 1420} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			buf := make([]byte, n)
+	for _, n := range []int{20, 40, 64, 100, 200, 512, 1420} {
+		buf := make([]byte, n)
+		b.Run(fmt.Sprintf("scalar/%d", n), func(b *testing.B) {
 			b.SetBytes(int64(n))
 			for b.Loop() {
-				onesSum(buf, 0)
+				scalarSum(buf, 0)
 			}
 		})
+		for _, name := range vectorNames {
+			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
+				onlyVector(b, name)
+				b.SetBytes(int64(n))
+				for b.Loop() {
+					onesSum(buf, 0)
+				}
+			})
+		}
 	}
 }

@@ -25,11 +25,11 @@ import (
 
 // space is a network namespace.
 type space struct {
-	t      *testing.T
+	t      testing.TB
 	handle netns.NsHandle
 }
 
-func newSpace(t *testing.T) *space {
+func newSpace(t testing.TB) *space {
 	t.Helper()
 	s := &space{t: t}
 	var err error
