@@ -12,6 +12,8 @@ FUZZTIME ?= 10m
 N        ?= 2000
 SEED     ?= 1
 ROUNDS   ?= 3
+SUBJECTS ?=
+TESTS    ?=
 SECONDS_ := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
 
 # what `wardgate version` says; a tree without git says dev
@@ -30,8 +32,12 @@ GOFUMPT_VERSION      := v0.12.0
 STATICCHECK_VERSION  := v0.8.2
 GOLANGCILINT_VERSION := v2.15.0
 
+# what bench-net compares with: the newest that Go 1.26 builds
+WIREGUARD_VERSION := v0.0.0-20260522210424-ecfc5a8d5446
+NEBULA_VERSION    := v1.10.3
+
 .PHONY: help demo test lint fuzz interop sim bench bench-net bench-ike clean \
-	install build cross lint-lite test-unit test-e2e tools
+	install build cross lint-lite test-unit test-e2e tools bench-peers bench-limit
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -72,9 +78,10 @@ bench-ike: build ## IKE set-ups per second: JSON lines in build/bench/ike.jsonl 
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(SECONDS_)s -count $(ROUNDS) ./ike \
 		| $(BIN)/wardgate-lab benchjson --out $(BENCH)/ike.jsonl
 
-bench-net: install build ## iperf3 through two routers and beside them, in network namespaces (as root): build/bench/net.jsonl (ROUNDS=3 SECONDS=5)
+bench-net: install build bench-peers bench-limit ## Wardgate and other tunnels in turn, in network namespaces (as root): build/bench/net.jsonl (ROUNDS=3 SECONDS=5 SUBJECTS= TESTS=)
 	@mkdir -p $(BENCH)
-	$(BIN)/wardgate-lab bench-net --bin $(BIN) --rounds $(ROUNDS) --seconds $(SECONDS_) --out $(BENCH)/net.jsonl
+	$(BIN)/wardgate-lab bench-net --bin $(BIN) --tools $(TOOLS) --limit $(BENCH)/bin/wardgated --rounds $(ROUNDS) --seconds $(SECONDS_) \
+		--subjects '$(SUBJECTS)' --tests '$(TESTS)' --out $(BENCH)/net.jsonl
 
 clean: ## remove build/ but for the linters, which take minutes to build
 	@if [[ -d build ]]; then find build -mindepth 1 -maxdepth 1 ! -name tools -exec rm -rf {} +; fi
@@ -122,3 +129,25 @@ $(TOOLS)/.golangci-lint-$(GOLANGCILINT_VERSION):
 	@mkdir -p $(TOOLS)
 	GOBIN=$(CURDIR)/$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCILINT_VERSION)
 	@touch $@
+
+# A peer that cannot be installed or built is told as "not available" by bench-net, which goes on
+# without it.
+bench-peers:
+	@.ci/install bench || echo "bench-net: going on without what is not installed" >&2
+	@$(MAKE) --no-print-directory -k $(TOOLS)/.wireguard-$(WIREGUARD_VERSION) $(TOOLS)/.nebula-$(NEBULA_VERSION) || echo "bench-net: going on without what could not be built" >&2
+
+$(TOOLS)/.wireguard-$(WIREGUARD_VERSION):
+	@mkdir -p $(TOOLS)
+	GOBIN=$(CURDIR)/$(TOOLS) $(GO) install golang.zx2c4.com/wireguard@$(WIREGUARD_VERSION)
+	@touch $@
+
+$(TOOLS)/.nebula-$(NEBULA_VERSION):
+	@mkdir -p $(TOOLS)
+	GOBIN=$(CURDIR)/$(TOOLS) $(GO) install github.com/slackhq/nebula/cmd/nebula@$(NEBULA_VERSION) github.com/slackhq/nebula/cmd/nebula-cert@$(NEBULA_VERSION)
+	@touch $@
+
+# The data path without the cipher, to see what everything else costs. It lies apart from what is
+# shipped, and says in its version what it is.
+bench-limit:
+	@mkdir -p $(BENCH)/bin
+	CGO_ENABLED=0 $(GO) build -trimpath -tags wardgate_nocipher -ldflags '$(LDFLAGS)' -o $(BENCH)/bin/wardgated ./cmd/wardgated

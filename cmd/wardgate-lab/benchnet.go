@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,158 +17,194 @@ import (
 )
 
 func benchNetCommand() *cobra.Command {
-	var (
-		bin, out        string
-		rounds, seconds int
-	)
+	b := &netBench{}
+	var bin, out, subjects, tests string
+	var seconds float64
 	cmd := &cobra.Command{
 		Use:   "bench-net --out FILE",
-		Short: "iperf3 through two routers, and beside them, in network namespaces (as root)",
+		Short: "Wardgate and other tunnels between two routers in turn, in network namespaces (as root)",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if rounds < 1 || seconds < 1 {
-				return fmt.Errorf("%w: ROUNDS=%d SECONDS=%d: want at least 1 of each", errUsage, rounds, seconds)
+			if b.rounds < 1 || seconds < 0.2 {
+				return fmt.Errorf("%w: ROUNDS=%d SECONDS=%v: want at least 1 round and 0.2 seconds", errUsage, b.rounds, seconds)
+			}
+			b.length = time.Duration(seconds * float64(time.Second))
+			if b.tests, err = chooseTests(tests); err != nil {
+				return err
 			}
 			ctx := cmd.Context()
-			l, err := lab.New(ctx, lab.Options{Name: "bench", Bin: bin})
+			if b.lab, err = lab.New(ctx, lab.Options{Name: "bench", Bin: bin}); err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, b.lab.Close()) }()
+			all, err := b.lab.Subjects(ctx, b.tools)
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, l.Close()) }()
-			h, err := lab.NewHospital(ctx, l, 0)
-			if err != nil {
+			if b.subjects, err = chooseSubjects(all, subjects); err != nil {
 				return err
 			}
-			if err := openForIperf(h); err != nil {
+			if b.out, err = os.Create(out); err != nil {
 				return err
 			}
-			if err := errors.Join(h.Enrol(ctx), h.Start(ctx)); err != nil {
-				return err
-			}
-			if err := h.InstallPolicies(ctx); err != nil {
-				return err
-			}
-			results, err := benchNet(ctx, h, rounds, seconds)
-			if err != nil {
-				return err
-			}
-			return writeResults(out, results)
+			err = errors.Join(b.run(ctx), b.out.Close())
+			return errors.Join(err, benchjson.Report(os.Stdout, b.results, benchjson.Text))
 		},
 	}
-	cmd.Flags().StringVar(&bin, "bin", "build/bin", "folder of wardgated, wardgate and wardgate-chip")
-	cmd.Flags().StringVar(&out, "out", "", "file for the JSON lines; replaced")
-	cmd.Flags().IntVar(&rounds, "rounds", 3, "rounds; subjects take turns in each")
-	cmd.Flags().IntVar(&seconds, "seconds", 5, "length of one measurement")
+	f := cmd.Flags()
+	f.StringVar(&bin, "bin", "build/bin", "folder of wardgated, wardgate and wardgate-chip")
+	f.StringVar(&b.tools.Dir, "tools", "build/tools", "folder of wireguard and nebula")
+	f.StringVar(&b.tools.Limit, "limit", "build/bench/bin/wardgated", "the wardgated that was built without a cipher")
+	f.StringVar(&out, "out", "", "file for the JSON lines; replaced")
+	f.StringVar(&subjects, "subjects", "", "what to measure, with commas between; empty: everything")
+	f.StringVar(&tests, "tests", "", "tests to run, with commas between; empty: all but tunnels and rules")
+	f.IntVar(&b.rounds, "rounds", 3, "rounds; the subjects take turns in each")
+	f.Float64Var(&seconds, "seconds", 5, "length of one measurement")
 	if err := cmd.MarkFlagRequired("out"); err != nil {
 		panic(err) // the flag is defined above
 	}
 	return cmd
 }
 
-const iperfPort = 5201
+// netBench is one run of the benchmark.
+type netBench struct {
+	lab      *lab.Lab
+	tools    lab.Tools
+	subjects []lab.Subject
+	tests    []netTest
+	rounds   int
+	length   time.Duration
+	out      *os.File
 
-// openForIperf lets B's modality measure towards A's archive, and lays the raw cable beside the
-// tunnel: the same two hosts, joined directly.
-func openForIperf(h *lab.Hospital) error {
-	lanB, archive := h.Modality.Zone.Prefix.String(), h.Archive.Addr.String()
-	for _, proto := range []string{"tcp", "udp"} {
-		h.AB.Flows = append(h.AB.Flows, lab.Agreed{Name: "iperf-" + proto, From: h.B, Src: []string{lanB}, Dst: []string{archive}, Protocol: proto, Ports: []string{strconv.Itoa(iperfPort)}})
-	}
-	return errors.Join(
-		lab.Cable(h.Modality.Netns, "raw", h.Archive.Netns, "raw"),
-		h.Modality.Netns.Addr("raw", "198.19.0.1/30"),
-		h.Archive.Netns.Addr("raw", "198.19.0.2/30"),
-	)
+	round   int
+	results []benchjson.Result
 }
 
-func benchNet(ctx context.Context, h *lab.Hospital, rounds, seconds int) ([]benchjson.Result, error) {
-	server, err := h.Lab.Start(h.Archive.Netns, "iperf3", nil, "iperf3", "-s", "-p", strconv.Itoa(iperfPort))
-	if err != nil {
-		return nil, err
+func chooseSubjects(all []lab.Subject, names string) ([]lab.Subject, error) {
+	if names == "" {
+		return all, nil
 	}
-	if err := h.Archive.WaitListening(ctx, "tcp", iperfPort, server); err != nil {
-		return nil, err
-	}
-	subjects := []struct{ name, to string }{
-		{"raw-veth", "198.19.0.2"},
-		{"wardgate-aes256gcm16", h.Archive.Addr.String()},
-	}
-	tests := []struct {
-		name string
-		args []string
-	}{
-		{"tcp1", nil},
-		{"tcp4", []string{"-P", "4"}},
-		{"tcp1-reverse", []string{"-R"}},
-		{"udp1372", []string{"-u", "-b", "0", "-l", "1372"}},
-		{"udp200", []string{"-u", "-b", "0", "-l", "200"}},
-	}
-	var out []benchjson.Result
-	for round := 1; round <= rounds; round++ {
-		for _, s := range subjects {
-			for _, t := range tests {
-				fmt.Printf("round %d of %d: %s %s\n", round, rounds, s.name, t.name)
-				got, err := iperf(ctx, h.Modality, s.to, seconds, t.args)
-				if err != nil {
-					return nil, fmt.Errorf("%s %s: %w", s.name, t.name, err)
-				}
-				for _, m := range got {
-					out = append(out, benchjson.Result{Subject: s.name, Test: t.name, Value: m.value, Unit: m.unit, Round: round})
-				}
-			}
+	var out []lab.Subject
+	for name := range strings.SplitSeq(names, ",") {
+		if name == aeadSubject {
+			continue // is always measured
 		}
-		for _, d := range []struct {
-			f    *lab.Facility
-			test string
-		}{{h.A, "rss-a"}, {h.B, "rss-b"}} {
-			rss, err := d.f.Daemon.RSS()
-			if err != nil {
-				return nil, err
+		i := slices.IndexFunc(all, func(s lab.Subject) bool { return s.Name == name })
+		if i < 0 {
+			known := make([]string, len(all))
+			for i, s := range all {
+				known[i] = s.Name
 			}
-			out = append(out, benchjson.Result{Subject: "wardgate-aes256gcm16", Test: d.test, Value: float64(rss>>10) / 1024, Unit: "MiB", Round: round})
+			return nil, fmt.Errorf("%w: no subject %q; there are: %s", errUsage, name, strings.Join(known, " "))
 		}
+		out = append(out, all[i])
 	}
 	return out, nil
 }
 
-type measure struct {
-	value float64
-	unit  string
+// run measures every subject once a round. What Wardgate itself cannot do ends the run; what a peer
+// cannot do is noted.
+func (b *netBench) run(ctx context.Context) error {
+	for b.round = 1; b.round <= b.rounds; b.round++ {
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", b.round, b.rounds)
+		if err := b.aead(ctx); err != nil {
+			return err
+		}
+		for _, s := range b.subjects {
+			switch err := b.subject(ctx, s); {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case err != nil && s.Ours:
+				return fmt.Errorf("%s: %w", s.Name, err)
+			case err != nil:
+				why := err.Error()
+				if err := b.add(benchjson.Result{Subject: s.Name, Test: benchjson.NotAvailable, Note: why}); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
-// iperf runs one client and returns what the receiver got.
-func iperf(ctx context.Context, from *lab.Host, to string, seconds int, args []string) ([]measure, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds+20)*time.Second)
-	defer cancel()
-	all := append([]string{"-c", to, "-p", strconv.Itoa(iperfPort), "-t", strconv.Itoa(seconds), "-J"}, args...)
-	text, err := from.Command(ctx, "iperf3", all...).Output()
-	var r struct {
-		Error string `json:"error"`
-		End   struct {
-			Received struct {
-				Bits float64 `json:"bits_per_second"`
-			} `json:"sum_received"`
-			Sent struct {
-				Retransmits float64 `json:"retransmits"`
-			} `json:"sum_sent"`
-			Sum struct {
-				Bits    float64 `json:"bits_per_second"`
-				Packets float64 `json:"packets"`
-				Lost    float64 `json:"lost_percent"`
-			} `json:"sum"`
-		} `json:"end"`
+// aeadSubject names what one core reaches without any network.
+const aeadSubject = "aead"
+
+// aeadSize is the inner packet of the limit: the longest that the tunnels carry.
+const aeadSize = lab.PairMTU
+
+func (b *netBench) aead(ctx context.Context) error {
+	for _, bits := range []int{128, 256} {
+		v, err := lab.MeasureAEAD(ctx, bits, aeadSize, min(b.length/4, 500*time.Millisecond))
+		if err != nil {
+			return err
+		}
+		for _, m := range []struct {
+			test  string
+			value float64
+		}{{"go-seal-%d", v.Raw}, {"esp-seal-%d", v.Seal}, {"esp-open-%d", v.OpenBatch}} {
+			if err := b.add(benchjson.Result{Subject: aeadSubject, Test: fmt.Sprintf(m.test, bits), Value: m.value * 8, Unit: "Mbit/s"}); err != nil {
+				return err
+			}
+		}
 	}
-	if jsonErr := json.Unmarshal(text, &r); jsonErr != nil {
-		return nil, errors.Join(err, jsonErr)
+	return nil
+}
+
+// add notes one measurement of this round: in the file at once, so that an interrupted run leaves
+// what it has.
+func (b *netBench) add(r benchjson.Result) error {
+	r.Round = b.round
+	b.results = append(b.results, r)
+	if r.Note != "" {
+		fmt.Fprintf(os.Stderr, "  %-18s %-12s %s\n", r.Subject, r.Test, r.Note)
+	} else {
+		fmt.Fprintf(os.Stderr, "  %-18s %-12s %10.4g %s\n", r.Subject, r.Test, r.Value, r.Unit)
 	}
-	if r.Error != "" {
-		return nil, errors.New(r.Error)
-	}
+	return benchjson.Write(b.out, []benchjson.Result{r})
+}
+
+// subject brings one subject up, measures and takes it down again.
+func (b *netBench) subject(ctx context.Context, s lab.Subject) (err error) {
+	p, err := b.lab.Pair()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if r.End.Sum.Packets > 0 { // UDP: the sum is what was sent
-		return []measure{{r.End.Sum.Bits / 1e6 * (1 - r.End.Sum.Lost/100), "Mbit/s"}, {r.End.Sum.Lost, "%-lost"}}, nil
+	defer func() {
+		if closeErr := p.Close(); closeErr != nil {
+			fmt.Fprintf(os.Stderr, "  %s: %v\n", s.Name, closeErr) // it has been cleared up all the same
+		}
+	}()
+	if err := s.Up(ctx, p); err != nil {
+		return err
 	}
-	return []measure{{r.End.Received.Bits / 1e6, "Mbit/s"}, {r.End.Sent.Retransmits, "retransmits"}}, nil
+	if err := p.Ping(ctx, 10*time.Second); err != nil {
+		return err
+	}
+	m := &measurer{netBench: b, pair: p, name: s.Name}
+	return m.all(ctx)
+}
+
+func benchReportCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "bench-report FILE...",
+		Short: "The JSON lines of bench-net as Markdown tables",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, files []string) error {
+			var all []benchjson.Result
+			for _, name := range files {
+				f, err := os.Open(filepath.Clean(name))
+				if err != nil {
+					return err
+				}
+				results, err := benchjson.Read(f)
+				f.Close()
+				if err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				all = append(all, results...)
+			}
+			return benchjson.Report(os.Stdout, all, benchjson.Markdown)
+		},
+	}
 }

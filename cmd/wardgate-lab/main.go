@@ -37,7 +37,7 @@ func run() int {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(demoCommand(), benchJSONCommand(), benchNetCommand(), labCACommand())
+	root.AddCommand(demoCommand(), benchJSONCommand(), benchNetCommand(), benchReportCommand(), labCACommand())
 	err := root.ExecuteContext(ctx)
 	switch {
 	case err == nil:

@@ -22,6 +22,8 @@ type Result struct {
 	Value   float64 `json:"value"`
 	Unit    string  `json:"unit"`
 	Round   int     `json:"round"` // from 1
+	// Note says why there is no value, where there is none.
+	Note string `json:"note,omitempty"`
 }
 
 // Write writes results as JSON lines.
@@ -74,7 +76,7 @@ func Parse(r io.Reader, other func(line string)) ([]Result, error) {
 			if err != nil {
 				return nil, fmt.Errorf("benchmark line %q: %q is not a number", line, f[i])
 			}
-			out = append(out, Result{subject, test, v, f[i+1], rounds[subject+" "+test]})
+			out = append(out, Result{Subject: subject, Test: test, Value: v, Unit: f[i+1], Round: rounds[subject+" "+test]})
 		}
 	}
 	return out, s.Err()
@@ -84,10 +86,10 @@ func Parse(r io.Reader, other func(line string)) ([]Result, error) {
 // reference's value it reaches. pairs maps a test's first element to its reference's: with
 // {"Seal": "RawSeal"}, Seal/aes128gcm/1420 is set against RawSeal/aes128gcm/1420.
 func Ratios(results []Result, pairs map[string]string, unit string) []Result {
-	find := map[Result]float64{}
+	find := map[reportKey]float64{}
 	for _, r := range results {
 		if r.Unit == unit {
-			find[Result{r.Subject, r.Test, 0, unit, r.Round}] = r.Value
+			find[reportKey{r.Subject, r.Test, unit, r.Round}] = r.Value
 		}
 	}
 	var out []Result
@@ -100,8 +102,8 @@ func Ratios(results []Result, pairs map[string]string, unit string) []Result {
 		if !ok {
 			continue
 		}
-		if base, ok := find[Result{r.Subject, path.Join(ref, rest), 0, unit, r.Round}]; ok && base != 0 {
-			out = append(out, Result{r.Subject, r.Test, math.Round(r.Value/base*1000) / 10, "%-of-" + ref, r.Round})
+		if base, ok := find[reportKey{r.Subject, path.Join(ref, rest), unit, r.Round}]; ok && base != 0 {
+			out = append(out, Result{Subject: r.Subject, Test: r.Test, Value: math.Round(r.Value/base*1000) / 10, Unit: "%-of-" + ref, Round: r.Round})
 		}
 	}
 	return out
@@ -143,11 +145,7 @@ func cell(v []float64) string {
 	if len(v) == 0 {
 		return "-"
 	}
-	slices.Sort(v)
-	m := v[len(v)/2]
-	if len(v)%2 == 0 {
-		m = (v[len(v)/2-1] + v[len(v)/2]) / 2
-	}
+	m := median(v)
 	if v[0] == v[len(v)-1] {
 		return number(m)
 	}

@@ -28,16 +28,16 @@ func TestParse(t *testing.T) {
 	}
 	const seal, raw = "Seal/aes128gcm/1420", "Raw/aes128gcm/1420"
 	want := []Result{
-		{"esp", seal, 600.5, "ns/op", 1},
-		{"esp", seal, 2364, "MB/s", 1},
-		{"esp", seal, 0, "B/op", 1},
-		{"esp", seal, 0, "allocs/op", 1},
-		{"esp", raw, 500, "ns/op", 1},
-		{"esp", raw, 2840, "MB/s", 1},
-		{"esp", seal, 610, "ns/op", 2},
-		{"esp", seal, 2300, "MB/s", 2},
-		{"esp", seal, 0, "B/op", 2},
-		{"esp", seal, 0, "allocs/op", 2},
+		{"esp", seal, 600.5, "ns/op", 1, ""},
+		{"esp", seal, 2364, "MB/s", 1, ""},
+		{"esp", seal, 0, "B/op", 1, ""},
+		{"esp", seal, 0, "allocs/op", 1, ""},
+		{"esp", raw, 500, "ns/op", 1, ""},
+		{"esp", raw, 2840, "MB/s", 1, ""},
+		{"esp", seal, 610, "ns/op", 2, ""},
+		{"esp", seal, 2300, "MB/s", 2, ""},
+		{"esp", seal, 0, "B/op", 2, ""},
+		{"esp", seal, 0, "allocs/op", 2, ""},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
@@ -46,7 +46,7 @@ func TestParse(t *testing.T) {
 		t.Errorf("other lines: %q", other)
 	}
 	ratios := Ratios(got, map[string]string{"Seal": "Raw"}, "MB/s")
-	if d := cmp.Diff([]Result{{"esp", seal, 83.2, "%-of-Raw", 1}}, ratios); d != "" {
+	if d := cmp.Diff([]Result{{"esp", seal, 83.2, "%-of-Raw", 1, ""}}, ratios); d != "" {
 		t.Error(d)
 	}
 	var b strings.Builder

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -74,6 +75,8 @@ type Facility struct {
 	Router   *Netns
 	Daemon   *Process
 	Dir      string // configuration, state, audit record
+	Binary   string // another wardgated than the lab's; empty: the lab's
+	LogLevel string // of the daemon; empty: debug
 
 	lab    *Lab
 	serial uint64 // of the policy issued last
@@ -203,7 +206,7 @@ func (f *Facility) WriteConfig(extra string) error {
 [daemon]
 state_dir = %q
 run_dir = %q
-log_level = "debug"
+log_level = %q
 log_format = "console"
 
 [token]
@@ -217,7 +220,7 @@ anchors = [%q]
 
 [network]
 listen = [%q]
-%s`, f.Title, f.path("state"), f.path("run"),
+%s`, f.Title, f.path("state"), f.path("run"), cmp.Or(f.LogLevel, "debug"),
 		softHSM, f.tokenLabel(), f.pinFile(), filepath.Join(f.lab.Bin, "wardgate-chip"),
 		f.anchorFile(), f.WAN.String(), extra)
 	return os.WriteFile(f.ConfigFile(), []byte(text), 0o644)
@@ -238,7 +241,7 @@ func (f *Facility) StartDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := f.lab.Start(f.Router, "wardgated-"+f.Name, append(f.Env(), "NOTIFY_SOCKET="+socket), filepath.Join(f.lab.Bin, "wardgated"), "-config", f.ConfigFile())
+	p, err := f.lab.Start(f.Router, "wardgated-"+f.Name, append(f.Env(), "NOTIFY_SOCKET="+socket), cmp.Or(f.Binary, filepath.Join(f.lab.Bin, "wardgated")), "-config", f.ConfigFile())
 	if err != nil {
 		notify.Close()
 		return err

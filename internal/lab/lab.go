@@ -89,17 +89,7 @@ func (l *Lab) Close() error {
 	l.closed = true
 	procs, spaces := l.procs, l.spaces
 	l.mu.Unlock()
-	// Newest first: clients before the daemons that they talk to. All get their TERM at once.
-	for i := len(procs) - 1; i >= 0; i-- {
-		procs[i].signal(unix.SIGTERM)
-	}
-	var errs []error
-	for i := len(procs) - 1; i >= 0; i-- {
-		errs = append(errs, procs[i].Stop(5*time.Second))
-	}
-	for i := len(spaces) - 1; i >= 0; i-- {
-		errs = append(errs, spaces[i].remove())
-	}
+	errs := []error{stopAll(procs, spaces)}
 	if l.keep {
 		for _, f := range []string{"pids", "netns"} {
 			os.Remove(filepath.Join(l.Dir, f))
