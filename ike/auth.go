@@ -24,11 +24,12 @@ type authState struct {
 	verifying  bool          // job is a verdict
 
 	// Responder.
-	req     *parsed         // the IKE_AUTH request under way
-	groups  [][]*PeerConfig // candidates by what convinces them, in the order of the verdicts
-	childSA []suite.Offer   // from the first request
-	tsi     *message.TS
-	tsr     *message.TS
+	req      *parsed         // the IKE_AUTH request under way
+	groups   [][]*PeerConfig // candidates by what convinces them, in the order of the verdicts
+	childSA  []suite.Offer   // from the first request
+	tsi      *message.TS
+	tsr      *message.TS
+	resource bool // the first request wants several CHILD SAs (RFC 9611)
 
 	// Initiator.
 	resp     *parsed // the answer under judgement

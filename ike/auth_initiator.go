@@ -65,7 +65,7 @@ func (sa *SA) addFirstChild(out *outgoing) bool {
 	sa.wanted = sa.wanted[1:]
 	var err error
 	h.childID = sa.host.nextChild()
-	if h.childSPI, err = sa.host.newESPSPI(h.childID); err != nil {
+	if h.childSPI, err = sa.host.newESPSPI(h.childID, sa.receiveQueue(h.childCfg, 0)); err != nil {
 		sa.fail(err)
 		return false
 	}
@@ -73,7 +73,7 @@ func (sa *SA) addFirstChild(out *outgoing) bool {
 		sa.fail(err)
 		return false
 	}
-	out.offers(h.offered...).ts(h.childCfg.LocalTS, h.childCfg.RemoteTS)
+	out.offers(h.offered...).ts(h.childCfg.LocalTS, h.childCfg.RemoteTS).resourceInfo(h.childCfg, 0)
 	return true
 }
 
@@ -195,9 +195,13 @@ func (sa *SA) finishFirstChild(h *handshake, in *parsed) {
 		}
 		return
 	}
-	if _, err := sa.est.install(sa, sa.cur, h.childCfg, k); err != nil {
+	c, err := sa.est.install(sa, sa.cur, h.childCfg, k)
+	if err != nil {
 		fail(err)
+		return
 	}
+	sa.takesPart(h.childCfg, in, false)
+	sa.grown(c, true)
 }
 
 // acceptChild checks the responder's choice for a CHILD SA and fills in k.

@@ -15,9 +15,6 @@ func (sa *SA) onAuthRequest(g *generation, in *parsed) {
 	if h == nil || sa.state != StateAuth {
 		return
 	}
-	if sa.initiator {
-		return // a responder has nothing to ask for yet
-	}
 	if in.exchange != exchangeAuth {
 		if in.exchange == exchangeInformational && (in.has(notifyAuthFailed) || len(in.deletes) > 0) {
 			// The initiator does not accept us, or gives up.
@@ -59,7 +56,7 @@ func (sa *SA) takeRound(in *parsed) *RefusedError {
 		return refused(CodeSyntax, r, nil, "the IKE_AUTH request of round %d lacks IDi or AUTH", r+1)
 	}
 	if r == 0 {
-		h.childSA, h.tsi, h.tsr = in.sa, in.tsi, in.tsr
+		h.childSA, h.tsi, h.tsr, h.resource = in.sa, in.tsi, in.tsr, in.has(notifyResourceInfo)
 		h.multipleAuth = h.multipleAuth || in.has(message.NotifyMultipleAuthSupported)
 		h.initialContact = in.has(message.NotifyInitialContact)
 	}
@@ -194,7 +191,7 @@ func (sa *SA) answerRound(auth authValue) {
 	}
 	sa.goUp(e)
 	k := keying{ni: h.ni, nr: h.nr}
-	cfg := sa.offerChild(&k, out, childRequest{offers: h.childSA, tsi: h.tsi, tsr: h.tsr, withoutKE: true})
+	cfg := sa.offerChild(&k, out, childRequest{offers: h.childSA, tsi: h.tsi, tsr: h.tsr, resource: h.resource, withoutKE: true})
 	// The initiator may send on the CHILD SA as soon as it has our answer, so we receive on it
 	// before the answer leaves, and send only afterwards.
 	if cfg != nil {
@@ -204,6 +201,7 @@ func (sa *SA) answerRound(auth authValue) {
 			return
 		}
 		e.useSoon(sa, c)
+		sa.grown(c, false)
 	}
 	if sa.state == StateEstablished {
 		g.respond(in, out)

@@ -3,6 +3,7 @@ package ike
 import (
 	"fmt"
 	"io"
+	"math"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,7 @@ type box struct {
 	spis    []uint64
 	esp     []uint32
 	childs  []ChildID
+	queues  map[string]wantMark // what WantQueues asked for last
 	gone    bool
 }
 
@@ -186,14 +188,21 @@ func (b *box) freeIKESPI(spi uint64) {
 	}
 }
 
-// newESPSPI returns a new inbound SPI (RFC 4303, section 2.1: not 0 to 255) for CHILD SA id.
-func (b *box) newESPSPI(id ChildID) (uint32, error) {
+// newESPSPI returns a new inbound SPI (RFC 4303, section 2.1: not 0 to 255) for CHILD SA id. The
+// receive queue (SPI modulo Config.Queues) is the one given; -1: any.
+func (b *box) newESPSPI(id ChildID, queue int) (uint32, error) {
 	for {
 		v64, err := randUint64(b.ep.cfg.Rand)
 		if err != nil {
 			return 0, err
 		}
 		v := uint32(v64)
+		if n := uint32(b.ep.cfg.Queues); queue >= 0 && n > 1 {
+			if v -= v % n; v > math.MaxUint32-n {
+				continue
+			}
+			v += uint32(queue) % n
+		}
 		if v < 256 {
 			continue
 		}
@@ -247,7 +256,7 @@ type host interface {
 	nextChild() ChildID
 	newIKESPI() (uint64, error)
 	freeIKESPI(uint64)
-	newESPSPI(ChildID) (uint32, error)
+	newESPSPI(id ChildID, queue int) (uint32, error)
 	freeESPSPI(uint32, ChildID)
 	hasContact(peer string) bool
 }

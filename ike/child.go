@@ -42,6 +42,7 @@ type child struct {
 	created       time.Time
 	rekeyAt       time.Time
 	rekeyed       int
+	queue         int // ChildSA.Queue
 
 	sendNow   bool      // the owner was told to send on it
 	rekeying  *newChild // our rekey of it that is queued or under way
@@ -55,16 +56,16 @@ type child struct {
 func (c *child) status(now time.Time) ChildStatus {
 	return ChildStatus{
 		ID: c.id, Child: c.cfg.Name, SPIIn: c.spiIn, SPIOut: c.spiOut, Suite: c.chosen.String(),
-		LocalTS: c.localTS, RemoteTS: c.remoteTS, Age: now.Sub(c.created), Rekeyed: c.rekeyed, Deleting: c.deleting,
+		LocalTS: c.localTS, RemoteTS: c.remoteTS, Age: now.Sub(c.created), Queue: c.queue, Rekeyed: c.rekeyed, Deleting: c.deleting,
 	}
 }
 
 // Times of what waits.
 const (
-	retryAfter  = 10 * time.Second      // after TEMPORARY_FAILURE, plus up to as much again
-	retryLater  = time.Minute           // a rekey that the peer refused for good reasons of its own
-	replacedFor = 90 * time.Second      // a replaced SA whose Delete never comes is ours to delete
-	answerTime  = 50 * time.Millisecond // what a peer needs to judge our answer; see useSoon
+	maxRetryAfter = 10 * time.Second      // after TEMPORARY_FAILURE, plus up to as much again
+	maxRetryLater = time.Minute           // a rekey that the peer refused for good reasons of its own
+	replacedFor   = 90 * time.Second      // a replaced SA whose Delete never comes is ours to delete
+	answerTime    = 50 * time.Millisecond // what a peer needs to judge our answer; see useSoon
 )
 
 // keying is what a CREATE_CHILD_SA or IKE_AUTH exchange agreed for a CHILD SA.
@@ -75,6 +76,7 @@ type keying struct {
 	shared            suite.Secret // of a key exchange; empty: none
 	ni, nr            []byte
 	initiator         bool // we began the exchange
+	queue             int  // ChildSA.Queue
 	localTS, remoteTS []Selector
 	sendNow           bool
 	replaces          *child
@@ -90,11 +92,11 @@ func (e *established) install(sa *SA, g *generation, cfg *ChildConfig, k keying)
 	encrOut, integOut, encrIn, integIn := keys.Directions(k.initiator)
 	c := &child{
 		id: k.id, cfg: cfg, spiIn: k.spiIn, spiOut: k.spiOut, chosen: k.chosen,
-		localTS: k.localTS, remoteTS: k.remoteTS, created: sa.now, sendNow: k.sendNow,
+		localTS: k.localTS, remoteTS: k.remoteTS, created: sa.now, sendNow: k.sendNow, queue: k.queue,
 		rekeyAt: sa.now.Add(sa.jitter(sa.peer.rekeyChild())),
 	}
 	out := ChildSA{
-		ID: c.id, SA: sa.id, Peer: sa.peer.Name, Child: cfg.Name, SPIIn: c.spiIn, SPIOut: c.spiOut,
+		ID: c.id, SA: sa.id, Peer: sa.peer.Name, Child: cfg.Name, Queue: c.queue, SPIIn: c.spiIn, SPIOut: c.spiOut,
 		Encr: k.chosen.Encr, Integ: k.chosen.Integ, KeyBits: k.chosen.KeyBits, ESN: k.chosen.ESN,
 		KeyIn: bytes.Clone(encrIn.Bytes()), KeyOut: bytes.Clone(encrOut.Bytes()),
 		IntegIn: bytes.Clone(integIn.Bytes()), IntegOut: bytes.Clone(integOut.Bytes()),
@@ -162,6 +164,9 @@ func (e *established) remove(sa *SA, c *child, r Reason) {
 	}
 	sa.host.freeESPSPI(c.spiIn, c.id)
 	e.down(sa, c, r)
+	if !r.Rekeyed {
+		sa.queueGone(c, r)
+	}
 }
 
 // down tells the owner, once, that a CHILD SA must not be used any more.
@@ -304,6 +309,17 @@ func (e *established) keepaliveAt(sa *SA) time.Time {
 		return time.Time{}
 	}
 	return sa.lastSent.Add(every)
+}
+
+// retryAfter is when an exchange is tried again after TEMPORARY_FAILURE (RFC 7296, section 2.25),
+// plus up to as much again: soon enough for short lifetimes.
+func (sa *SA) retryAfter() time.Duration {
+	return min(maxRetryAfter, sa.peer.rekeyChild(), sa.peer.rekeyIKE())
+}
+
+// retryLater is when a rekey is tried again that the peer refused for good reasons of its own.
+func (sa *SA) retryLater() time.Duration {
+	return min(maxRetryLater, 10*sa.peer.rekeyChild(), 10*sa.peer.rekeyIKE())
 }
 
 // delay tries something again later, at a time that two ends do not share.

@@ -2,6 +2,7 @@ package ike
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"runtime"
@@ -44,6 +45,12 @@ type Config struct {
 	// is not known. It is asked for connections without PeerConfig.Local. nil: not known, which
 	// NAT detection takes for a NAT.
 	SourceAddr func(remote netip.Addr) netip.Addr
+
+	// Queues is the number n of the machine's receive queues among which ESP is spread by SPI % n.
+	// With n > 1 the CHILD SAs of a connection that has several (ChildConfig.Queues) get inbound
+	// SPIs with SPI % n = Queue % n. A CHILD SA that is alone has any SPI, so that many small
+	// connections use all queues; it is rekeyed once when others join it. 0 and 1: any SPI.
+	Queues int
 
 	// VendorIDs are sent in IKE_SA_INIT.
 	VendorIDs [][]byte
@@ -95,6 +102,9 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if d.FragmentSize < minFragmentSize {
 		return d, errors.New("ike: Config.FragmentSize must be at least 512")
+	}
+	if d.Queues < 0 || d.Queues > maxQueues {
+		return d, fmt.Errorf("ike: Config.Queues: expected 0 to %d, got %d", maxQueues, d.Queues)
 	}
 	// RFC 4739 lengthens the time in which a stranger costs state; 30 s bound it in any case.
 	if d.HalfOpenTimeout <= 0 || d.HalfOpenTimeout > defaultHalfOpenTimeout {

@@ -14,8 +14,10 @@ import (
 
 // newChild is our CREATE_CHILD_SA exchange for a new CHILD SA, or for one that replaces old.
 type newChild struct {
-	cfg *ChildConfig
-	old *child // nil: no rekey
+	cfg   *ChildConfig
+	old   *child // nil: no rekey
+	more  bool   // one more beside others with the same selectors (RFC 9611)
+	queue int    // ChildSA.Queue
 
 	id     ChildID
 	spi    uint32
@@ -58,14 +60,8 @@ func (sa *SA) wantChild(name string) {
 		sa.tellInitiateFailed(name, fmt.Errorf("%w: connection %q has no CHILD SA %q", ErrUnknownChild, sa.peer.Name, name))
 		return
 	}
-	if slices.ContainsFunc(sa.est.children, func(c *child) bool { return c.cfg.Name == name && !c.deleting && c.successor == nil }) {
-		return
-	}
-	making := func(t task) bool {
-		n, ok := t.(*newChild)
-		return ok && n.cfg.Name == name && n.old == nil
-	}
-	if sa.cur.req != nil && making(sa.cur.req.task) || slices.ContainsFunc(sa.cur.queue, making) {
+	if slices.ContainsFunc(sa.est.children, func(c *child) bool { return c.queue == 0 && c.stands(name) }) ||
+		slices.ContainsFunc(sa.making(name), func(t *newChild) bool { return t.queue == 0 }) {
 		return
 	}
 	sa.cur.enqueue(&newChild{cfg: cfg})
@@ -85,7 +81,7 @@ func (sa *SA) rekeyChild(c *child) {
 	if c.rekeying != nil || c.deleting || c.successor != nil || !slices.Contains(sa.est.children, c) || sa.state != StateEstablished {
 		return
 	}
-	c.rekeying = &newChild{cfg: c.cfg, old: c}
+	c.rekeying = &newChild{cfg: c.cfg, old: c, queue: c.queue}
 	sa.cur.enqueue(c.rekeying)
 }
 
@@ -96,6 +92,10 @@ func (t *newChild) build(sa *SA, _ *generation) (uint8, *outgoing, bool) {
 	}
 	if o := t.old; o != nil && (o.deleting || o.successor != nil || !slices.Contains(sa.est.children, o)) {
 		t.retire(sa) // the peer was faster
+		return 0, nil, false
+	}
+	if t.more && !sa.lacks(t.cfg) {
+		t.retire(sa)
 		return 0, nil, false
 	}
 	err := t.prepare(sa)
@@ -112,7 +112,7 @@ func (t *newChild) build(sa *SA, _ *generation) (uint8, *outgoing, bool) {
 	if t.kex != nil {
 		out.ke(t.kex.ID(), t.kex.Public())
 	}
-	out.ts(t.local, t.remote)
+	out.ts(t.local, t.remote).resourceInfo(t.cfg, t.queue)
 	return exchangeCreateChild, out, true
 }
 
@@ -120,7 +120,7 @@ func (t *newChild) prepare(sa *SA) error {
 	var err error
 	if t.id == 0 {
 		t.id = sa.host.nextChild()
-		if t.spi, err = sa.host.newESPSPI(t.id); err != nil {
+		if t.spi, err = sa.host.newESPSPI(t.id, sa.receiveQueue(t.cfg, t.queue)); err != nil {
 			return err
 		}
 	}
@@ -131,9 +131,13 @@ func (t *newChild) prepare(sa *SA) error {
 		return err
 	}
 	t.local, t.remote = t.cfg.LocalTS, t.cfg.RemoteTS
-	if t.old != nil {
-		// RFC 7296, section 2.9.2: a rekey keeps what is in use.
-		t.local, t.remote = t.old.localTS, t.old.remoteTS
+	like := t.old // RFC 7296, section 2.9.2: a rekey keeps what is in use
+	if t.more {
+		// RFC 9611, section 3: the same as the first one has.
+		like = sa.est.children[slices.IndexFunc(sa.est.children, func(c *child) bool { return c.stands(t.cfg.Name) })]
+	}
+	if like != nil {
+		t.local, t.remote = like.localTS, like.remoteTS
 	}
 	group := t.group
 	for _, p := range t.cfg.Proposals {
@@ -175,21 +179,18 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 		t.retire(sa)
 		return
 	}
-	k := keying{id: t.id, spiIn: t.spi, ni: t.ni, nr: in.nonce, initiator: true, sendNow: true}
+	k := keying{id: t.id, spiIn: t.spi, ni: t.ni, nr: in.nonce, initiator: true, sendNow: true, queue: t.queue}
 	err := t.accept(sa, g, &k, in)
 	if err != nil {
 		// The peer believes that the CHILD SA stands.
 		sa.cur.enqueue(&deleteTask{spis: []uint32{t.spi}})
 		t.retire(sa)
 		sa.refuse(err)
-		if t.old == nil {
-			sa.tellInitiateFailed(t.cfg.Name, err)
-		} else {
-			t.again(sa, retryLater)
-		}
+		t.failed(sa, err)
 		return
 	}
 	defer k.shared.Wipe()
+	sa.takesPart(t.cfg, in, t.old != nil)
 	old := t.old
 	if old != nil && !slices.Contains(sa.est.children, old) {
 		old = nil // the peer closed it meanwhile
@@ -206,6 +207,7 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 		sa.host.freeESPSPI(t.spi, id)
 		sa.fail(ierr)
 	case old == nil:
+		sa.grown(c, true)
 	case lost:
 		// RFC 7296, section 2.8.1: what we made is redundant and ours to close; the peer closes
 		// the old one.
@@ -238,6 +240,10 @@ func (t *newChild) accept(sa *SA, g *generation, k *keying, in *parsed) *Refused
 	}
 	if err := g.prot.prf.CheckNonce(in.nonce); err != nil {
 		return refused(CodeSyntax, -1, err, "the answer to CREATE_CHILD_SA has a bad nonce")
+	}
+	if t.more && !(within(t.local, k.localTS) && within(t.remote, k.remoteTS)) {
+		return refused(CodeTSUnacceptable, -1, nil, "the peer narrows the selectors of one more CHILD SA %q: asked for %s to %s, answered %s to %s",
+			t.cfg.Name, joinTS(t.local), joinTS(t.remote), joinTS(k.localTS), joinTS(k.remoteTS))
 	}
 	if k.chosen.KE == suite.KENone {
 		return nil
@@ -274,8 +280,15 @@ func (t *newChild) refused(sa *SA, g *generation, n *message.Notify) {
 	case notifyTemporaryFailure:
 		// RFC 7296, section 2.25: never at once.
 		t.retire(sa)
-		t.again(sa, retryAfter)
+		t.again(sa, sa.retryAfter())
 		return
+	case notifyTSMaxQueue, notifyNoAdditionalSAs:
+		if sa.est.standing(t.cfg.Name) > 0 && t.old == nil {
+			// The peer has enough (RFC 9611), or knows no more than one: there is one.
+			t.retire(sa)
+			sa.noMore(t.cfg.Name)
+			return
+		}
 	case notifyChildNotFound:
 		old := t.old
 		t.retire(sa)
@@ -289,16 +302,28 @@ func (t *newChild) refused(sa *SA, g *generation, n *message.Notify) {
 	offers := t.offers
 	t.retire(sa)
 	sa.refuse(childRefusal(n, err, offers, t.cfg))
-	if t.old == nil {
+	t.failed(sa, err)
+}
+
+// failed follows an exchange that made no CHILD SA, for reasons that will not soon go away.
+func (t *newChild) failed(sa *SA, err error) {
+	switch {
+	case t.old != nil:
+		t.again(sa, sa.retryLater())
+	case t.more:
+		sa.noMore(t.cfg.Name)
+	default:
 		sa.tellInitiateFailed(t.cfg.Name, err)
-	} else {
-		t.again(sa, retryLater)
 	}
 }
 
 // again repeats the exchange later, if it still makes sense then.
 func (t *newChild) again(sa *SA, after time.Duration) {
 	old, name := t.old, t.cfg.Name
+	if t.more {
+		sa.growLater(name, after)
+		return
+	}
 	sa.est.delay(sa, after, func(sa *SA) {
 		switch {
 		case sa.state != StateEstablished:
@@ -316,6 +341,7 @@ type childRequest struct {
 	tsi, tsr  *message.TS
 	withoutKE bool         // IKE_AUTH
 	ke        *message.KE  // CREATE_CHILD_SA
+	resource  bool         // one of several with the same selectors (RFC 9611)
 	only      *ChildConfig // a rekey stays what it was
 }
 
@@ -326,6 +352,10 @@ func (sa *SA) offerChild(k *keying, out *outgoing, req childRequest) *ChildConfi
 	if e != nil {
 		sa.refuse(e)
 		out.notify(notify, nil)
+		return nil
+	}
+	if notify := sa.admitChild(cfg, k, req.resource); notify != 0 {
+		out.notify(notify, nil) // nothing for the records: a peer may ask for ever
 		return nil
 	}
 	if k.chosen.KE != suite.KENone && (req.ke == nil || uint16(req.ke.Method) != k.chosen.KE) {
@@ -344,7 +374,7 @@ func (sa *SA) offerChild(k *keying, out *outgoing, req childRequest) *ChildConfi
 	}
 	k.id = sa.host.nextChild()
 	var err error
-	if k.spiIn, err = sa.host.newESPSPI(k.id); err == nil && k.nr == nil {
+	if k.spiIn, err = sa.host.newESPSPI(k.id, sa.receiveQueue(cfg, k.queue)); err == nil && k.nr == nil {
 		k.nr, err = sa.newNonce()
 	}
 	if err != nil {
@@ -359,6 +389,10 @@ func (sa *SA) offerChild(k *keying, out *outgoing, req childRequest) *ChildConfi
 		}
 	}
 	out.ts(k.remoteTS, k.localTS)
+	if req.resource {
+		sa.group(cfg.Name).peer = true
+		out.resourceInfo(cfg, k.queue)
+	}
 	return cfg
 }
 
@@ -423,7 +457,7 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 			return temporary // section 2.25.2
 		}
 	}
-	req := childRequest{offers: in.sa, tsi: in.tsi, tsr: in.tsr, ke: in.ke}
+	req := childRequest{offers: in.sa, tsi: in.tsi, tsr: in.tsr, ke: in.ke, resource: in.has(notifyResourceInfo)}
 	k := keying{ni: in.nonce}
 	if form == message.FormRekeyChildRequest {
 		spi, _ := in.notify(message.NotifyRekeySA).SPI32()
@@ -455,6 +489,7 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 	}
 	if k.replaces == nil {
 		sa.est.useSoon(sa, c)
+		sa.grown(c, false)
 	}
 	if old := k.replaces; old != nil {
 		sa.est.replace(old, c)

@@ -50,6 +50,11 @@ type (
 	}
 	evRekeyChild struct{ id ChildID }
 	evRekeyIKE   struct{}
+	// evWantQueues: this CHILD SA needs n in all.
+	evWantQueues struct {
+		child string
+		n     int
+	}
 	// evInitialContact: a peer with these identities says that it has no other IKE SA with us
 	// than the one that began then.
 	evInitialContact struct {
@@ -70,6 +75,7 @@ func (evKill) isEvent()           {}
 func (evDeleteChild) isEvent()    {}
 func (evRekeyChild) isEvent()     {}
 func (evRekeyIKE) isEvent()       {}
+func (evWantQueues) isEvent()     {}
 func (evInitialContact) isEvent() {}
 
 // action is what an IKE SA wants done, in this order.

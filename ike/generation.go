@@ -150,6 +150,9 @@ func (g *generation) onRequest(ev evDatagram) {
 	if g.prot == nil {
 		return
 	}
+	if sa.est == nil && sa.initiator {
+		return // overtook the last IKE_AUTH response, or its verdict; it will be repeated
+	}
 	switch ev.head.id {
 	case g.recvID:
 	case g.recvID - 1:

@@ -55,6 +55,7 @@ func (sa *SA) deleteChild(c *child, r Reason) {
 	c.rekeyAt, c.dropAt = zeroTime, zeroTime
 	if !r.Rekeyed {
 		sa.est.down(sa, c, r)
+		sa.queueGone(c, r)
 	}
 	sa.cur.enqueue(&deleteTask{children: []*child{c}, reason: r})
 }

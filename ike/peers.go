@@ -127,6 +127,8 @@ func (p *PeerConfig) validate() error {
 			return fail("two CHILD SAs are named %q", c.Name)
 		case len(c.Proposals) == 0:
 			return fail("CHILD SA %q: no ESP proposal", c.Name)
+		case c.Queues < 0 || c.Queues > maxQueues:
+			return fail("CHILD SA %q: expected 0 to %d queues, got %d", c.Name, maxQueues, c.Queues)
 		case len(c.LocalTS) == 0 || len(c.RemoteTS) == 0:
 			return fail("CHILD SA %q: traffic selectors are missing", c.Name)
 		case len(c.LocalTS) > maxSelectors || len(c.RemoteTS) > maxSelectors:
@@ -147,7 +149,7 @@ func (p *PeerConfig) validate() error {
 func (p *PeerConfig) sameRights(o *PeerConfig) bool {
 	if p.ForceEncap != o.ForceEncap || !reflect.DeepEqual(p.Proposals, o.Proposals) ||
 		len(p.LocalAuth) != len(o.LocalAuth) || len(p.RemoteAuth) != len(o.RemoteAuth) ||
-		!reflect.DeepEqual(p.Children, o.Children) {
+		!slices.EqualFunc(p.Children, o.Children, ChildConfig.sameRights) {
 		return false
 	}
 	for i := range p.LocalAuth {
@@ -164,6 +166,12 @@ func (p *PeerConfig) sameRights(o *PeerConfig) bool {
 		}
 	}
 	return true
+}
+
+// sameRights leaves the number of queues out: it is about speed.
+func (c ChildConfig) sameRights(o ChildConfig) bool {
+	c.Queues, o.Queues = 0, 0
+	return reflect.DeepEqual(c, o)
 }
 
 // sameTrust tells whether the same certificates, or the same PSK, convince both.

@@ -155,9 +155,9 @@ func (t *rekeyIKE) refused(sa *SA, g *generation, n *message.Notify) {
 		}
 	}
 	t.retire(sa)
-	after := retryLater
+	after := sa.retryLater()
 	if n.Type == notifyTemporaryFailure {
-		after = retryAfter // RFC 7296, section 2.25: never at once
+		after = sa.retryAfter() // RFC 7296, section 2.25: never at once
 	} else {
 		sa.refuse(refused(CodePeerRefused, -1, peerError(n, "the rekey of the IKE SA"), "the peer refuses new keys for the IKE SA; we offered %s", joinOffers(t.offers)))
 	}

@@ -38,6 +38,7 @@ type SA struct {
 	gens []*generation
 
 	wanted []string // CHILD SAs asked for before the IKE SA stood
+	queues map[string]*queueGroup
 
 	// Of the running step.
 	now     time.Time
@@ -91,6 +92,8 @@ func (sa *SA) Step(now time.Time, ev event) []action {
 		if sa.state == StateEstablished {
 			sa.rekeyIKE()
 		}
+	case evWantQueues:
+		sa.onWantQueues(ev)
 	case evInitialContact:
 		sa.onInitialContact(ev)
 	}

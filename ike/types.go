@@ -139,6 +139,12 @@ type ChildConfig struct {
 	Name              string
 	LocalTS, RemoteTS []Selector
 	Proposals         []suite.Proposal // ESP, strongest first
+
+	// Queues is how many CHILD SAs with these selectors may stand side by side, so that several
+	// processors can work for one connection (RFC 9611); 0 and 1: one. The peer has its own
+	// number, and the smaller one counts. The first CHILD SA comes with Initiate, the others when
+	// Endpoint.WantQueues asks for them, or the peer does. At most 256.
+	Queues int
 }
 
 // Selector is a traffic selector (RFC 7296, section 3.13.1): the addresses Start to End, the
@@ -213,6 +219,13 @@ type ChildSA struct {
 	SA           SAID
 	Peer, Child  string // PeerConfig.Name, ChildConfig.Name
 
+	// Queue tells CHILD SAs with the same selectors apart (RFC 9611): 0 is the first one, the
+	// fallback that carries whatever has no queue of its own; 1 to ChildConfig.Queues-1 are the
+	// others. The peer accepts every packet on each of them, so any may stand in for any other,
+	// also when the fallback went down before them. A rekey keeps the number. The numbers are
+	// ours alone: the peer counts its ends for itself.
+	Queue int
+
 	SPIIn, SPIOut uint32
 	Encr, Integ   uint16 // IANA transform numbers; Integ 0 with an AEAD
 	KeyBits       int    // of the cipher key; 0 where the cipher has one length only
@@ -225,7 +238,7 @@ type ChildSA struct {
 	Path              Path
 
 	// SendNow: send on it at once. Otherwise receive on it, and go on sending on Replaces (with
-	// Replaces 0: hold the packets) until a packet that came in on this one was authentic, or
+	// Replaces 0: on another CHILD SA of the same Child, or hold the packets) until a packet that came in on this one was authentic, or
 	// ChildSwitch is called, whichever is first. ChildSwitch always comes, unless ChildDown does.
 	SendNow bool
 
@@ -288,6 +301,7 @@ type ChildStatus struct {
 	Suite             string
 	LocalTS, RemoteTS []Selector
 	Age               time.Duration
+	Queue             int  // ChildSA.Queue
 	Rekeyed           int  // how many CHILD SAs it succeeds
 	Deleting          bool // a Delete is on its way
 }

@@ -30,6 +30,8 @@ const (
 	notifyTemporaryFailure    = message.NotifyTemporaryFailure
 	notifyChildNotFound       = message.NotifyChildSANotFound
 	notifyNoAdditionalSAs     = message.NotifyNoAdditionalSAs
+	notifyTSMaxQueue          = message.NotifyTSMaxQueue
+	notifyResourceInfo        = message.NotifySAResourceInfo
 )
 
 func exchangeName(x uint8) string { return message.ExchangeType(x).String() }

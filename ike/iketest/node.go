@@ -18,7 +18,8 @@ type Node struct {
 
 	IKE      map[ike.SAID]ike.SAInfo
 	Children map[ike.ChildID]*Child
-	// Send is the CHILD SA that a data path would send on, for each connection and CHILD SA.
+	// Send is the CHILD SA that a data path would send on, for each connection, CHILD SA and queue:
+	// "peer/child" is queue 0, "peer/child#2" queue 2.
 	Send       map[string]ike.ChildID
 	Refusals   []ike.Refusal
 	Failed     []error
@@ -30,6 +31,8 @@ type Node struct {
 	// Keys are all keys that were ever installed for sending, by their octets.
 	keys  map[string]ike.ChildID
 	world *World
+	// queues is Config.Queues.
+	queues int
 }
 
 // Child is a CHILD SA as the data path sees it.
@@ -58,7 +61,7 @@ func (w *World) NewNode(name string, addr netip.Addr, edit func(*ike.Config)) (*
 	if err != nil {
 		return nil, err
 	}
-	n.Endpoint = ep
+	n.Endpoint, n.queues = ep, cfg.Queues
 	w.nodes[addr] = n
 	return n, nil
 }
@@ -102,7 +105,13 @@ func (n *Node) IKEDown(i ike.SAInfo, r ike.Reason) {
 	n.Ended = append(n.Ended, r)
 }
 
-func key(c *ike.ChildSA) string { return c.Peer + "/" + c.Child }
+func key(c *ike.ChildSA) string {
+	s := c.Peer + "/" + c.Child
+	if c.Queue > 0 {
+		s += fmt.Sprintf("#%d", c.Queue)
+	}
+	return s
+}
 
 // ChildUp implements ike.Owner.
 func (n *Node) ChildUp(c ike.ChildSA) {
@@ -117,6 +126,12 @@ func (n *Node) ChildUp(c ike.ChildSA) {
 		if o.SPIIn == c.SPIIn {
 			n.violate("CHILD SAs %d and %d have the same inbound SPI", o.ID, c.ID)
 		}
+	}
+	if old := n.Children[c.Replaces]; old != nil && (old.Queue != c.Queue || old.Child != c.Child) {
+		n.violate("CHILD SA %d of %s replaces %d of %s", c.ID, key(&c), old.ID, key(&old.ChildSA))
+	}
+	if c.Queue > 0 && n.queues > 1 && int(c.SPIIn)%n.queues != c.Queue%n.queues {
+		n.violate("CHILD SA %d of queue %d has SPI %08x, which leads to queue %d of %d", c.ID, c.Queue, c.SPIIn, int(c.SPIIn)%n.queues, n.queues)
 	}
 	if len(c.KeyIn) == 0 || bytes.Equal(c.KeyIn, c.KeyOut) {
 		n.violate("CHILD SA %d: bad keys", c.ID)

@@ -939,6 +939,7 @@ const (
 	NotifyInvalidGroupID                NotifyType = 45    // INVALID_GROUP_ID (G-IKEv2)
 	NotifyAuthorizationFailed           NotifyType = 46    // AUTHORIZATION_FAILED (G-IKEv2)
 	NotifyStateNotFound                 NotifyType = 47    // STATE_NOT_FOUND (RFC 9370)
+	NotifyTSMaxQueue                    NotifyType = 48    // TS_MAX_QUEUE (RFC 9611)
 	NotifyInitialContact                NotifyType = 16384 // INITIAL_CONTACT (RFC 7296)
 	NotifySetWindowSize                 NotifyType = 16385 // SET_WINDOW_SIZE (RFC 7296)
 	NotifyAdditionalTSPossible          NotifyType = 16386 // ADDITIONAL_TS_POSSIBLE (RFC 7296)
@@ -1051,6 +1052,8 @@ func (v NotifyType) String() string {
 		return "AUTHORIZATION_FAILED"
 	case NotifyStateNotFound:
 		return "STATE_NOT_FOUND"
+	case NotifyTSMaxQueue:
+		return "TS_MAX_QUEUE"
 	case NotifyInitialContact:
 		return "INITIAL_CONTACT"
 	case NotifySetWindowSize:
@@ -1226,6 +1229,8 @@ func (v NotifyType) short() string {
 		return "AUTHORIZATION_FAILED"
 	case NotifyStateNotFound:
 		return "NO_STATE"
+	case NotifyTSMaxQueue:
+		return "TS_MAX_QUEUE"
 	case NotifyInitialContact:
 		return "INIT_CONTACT"
 	case NotifySetWindowSize:

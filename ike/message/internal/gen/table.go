@@ -345,6 +345,7 @@ var table = []enum{
 			{45, "InvalidGroupID", "INVALID_GROUP_ID", "", "G-IKEv2"},
 			{46, "AuthorizationFailed", "AUTHORIZATION_FAILED", "", "G-IKEv2"},
 			{47, "StateNotFound", "STATE_NOT_FOUND", "NO_STATE", "RFC 9370"},
+			{48, "TSMaxQueue", "TS_MAX_QUEUE", "", "RFC 9611"},
 			{16384, "InitialContact", "INITIAL_CONTACT", "INIT_CONTACT", "RFC 7296"},
 			{16385, "SetWindowSize", "SET_WINDOW_SIZE", "WIN_SIZE", "RFC 7296"},
 			{16386, "AdditionalTSPossible", "ADDITIONAL_TS_POSSIBLE", "ADD_TS_POSS", "RFC 7296"},
