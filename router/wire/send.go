@@ -1,0 +1,350 @@
+package wire
+
+import (
+	"net"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	sendBatch = 64 // messages a call
+	// maxSegments is UDP_MAX_SEGMENTS of Linux before 6.9.
+	maxSegments = 64
+	// The longest UDP payload that an IP packet can say the length of, also as a run.
+	maxPayload4 = 65535 - 20 - 8
+	maxPayload6 = 65535 - 8
+	// passingTries is how often a call is made again because of a pending error. More than once:
+	// another ICMP message may have come in between.
+	passingTries = 2
+)
+
+// Message is a datagram to send, or a run of datagrams.
+type Message struct {
+	Buf     []byte // payload
+	Segment int    // 0: one datagram; otherwise it is cut into datagrams of this size, the last of which may be shorter
+	Dest    *Dest
+	TOS     uint8 // traffic class and ECN
+	Err     error // set by Send; nil: everything was handed to the network
+}
+
+// Sender sends from a socket. It belongs to one goroutine and lives as long as its socket.
+type Sender struct {
+	sendCounts
+	s      *Socket
+	hdrs   []mmsghdr
+	iovs   []unix.Iovec
+	at     []mark
+	ctl    []byte
+	tryFn  func(fd uintptr)      // try, made once
+	waitFn func(fd uintptr) bool // wait, made once
+	limit  int                   // octets of a message
+
+	lo, n int        // headers to send: hdrs[lo:n]
+	err   unix.Errno // what hdrs[lo] failed with
+	again bool       // the send buffer is full
+}
+
+// mark is what a header stands for.
+type mark struct {
+	msg       int // index of the message
+	off, size int // part of its Buf
+	segment   int // 0: one datagram
+}
+
+// NewSender makes a sender for one goroutine.
+func (s *Socket) NewSender() *Sender {
+	x := &Sender{
+		s:     s,
+		hdrs:  make([]mmsghdr, sendBatch),
+		iovs:  make([]unix.Iovec, sendBatch),
+		at:    make([]mark, sendBatch),
+		ctl:   make([]byte, sendBatch*sendControl),
+		limit: maxPayload4,
+	}
+	if s.g.v6 {
+		x.limit = maxPayload6
+	}
+	x.tryFn, x.waitFn = x.try, x.wait
+	for i := range x.hdrs {
+		h := &x.hdrs[i].hdr
+		h.Iov = &x.iovs[i]
+		h.SetIovlen(1)
+	}
+	s.mu.Lock()
+	s.senders = append(s.senders, x)
+	s.mu.Unlock()
+	return x
+}
+
+// Socket returns the socket that the sender sends from.
+func (x *Sender) Socket() *Socket { return x.s }
+
+// Send sends the messages in order and waits while the send buffer is full. It sets Err of each
+// and returns how many failed. A failed message may have been sent in part, up to the datagram
+// that failed; nothing is sent twice. After Close the rest fails with net.ErrClosed.
+//
+// EMSGSIZE means that a datagram is longer than the MTU of the link; ENOBUFS that the queue of the
+// device dropped a part of the message, and the rest was sent.
+func (x *Sender) Send(msgs []Message) (failed int) {
+	for m := range msgs {
+		if msgs[m].Err = x.check(&msgs[m]); msgs[m].Err != nil {
+			x.other.add(1)
+			failed++
+		}
+	}
+	var (
+		i, off  int        // where to go on: message and octet of it
+		plain   = -1       // index of the message that goes without segmentation, after a refusal
+		refused unix.Errno // with which it was refused, until a datagram of it went singly
+	)
+	for i < len(msgs) {
+		// Fill headers from there on.
+		n := 0
+		for m, o := i, off; m < len(msgs) && n < len(x.hdrs); {
+			msg := &msgs[m]
+			if o == 0 && msg.Err != nil {
+				if m++; n == 0 {
+					i = m
+				}
+				continue
+			}
+			if refused != 0 && m > plain {
+				break // what comes of the refused message decides how the next go
+			}
+			size, segment := x.cut(msg, o, m == plain)
+			x.fill(n, msg, mark{m, o, size, segment})
+			n++
+			if o += size; o >= len(msg.Buf) {
+				m, o = m+1, 0
+			}
+		}
+		if n == 0 {
+			continue
+		}
+		if closed := x.flush(n); closed {
+			if x.lo < n {
+				i = x.at[x.lo].msg
+			}
+			for ; i < len(msgs); i++ {
+				if msgs[i].Err == nil {
+					x.other.add(1)
+					failed++
+				}
+				msgs[i].Err = net.ErrClosed
+			}
+			return failed
+		}
+		if x.lo > 0 && refused != 0 {
+			// A datagram went where the run did not: it is the offload that is refused.
+			x.hold(msgs[plain].Dest, refused)
+			refused = 0
+		}
+		if x.lo == n {
+			last := &x.at[n-1]
+			if i, off = last.msg, last.off+last.size; off >= len(msgs[i].Buf) {
+				i, off = i+1, 0
+			}
+			continue
+		}
+		at := &x.at[x.lo]
+		i, off = at.msg, at.off
+		if at.segment > 0 && isRefusal(x.err) {
+			plain, refused = i, x.err
+			continue
+		}
+		refused = 0
+		msg := &msgs[i]
+		if msg.Err == nil {
+			failed++
+			x.countError(x.err)
+		}
+		msg.Err = x.err
+		if off += at.size; x.err != unix.ENOBUFS || off >= len(msg.Buf) {
+			i, off = i+1, 0
+		}
+	}
+	return failed
+}
+
+func (x *Sender) check(m *Message) error {
+	switch {
+	case m.Dest == nil:
+		return ErrNoDest
+	case m.Dest.v6 != x.s.g.v6:
+		return ErrFamily
+	case m.Segment < 0 || m.Segment > 0xffff:
+		return ErrSegment
+	}
+	return nil
+}
+
+// cut tells how much of a message goes with the next header, and the size of its segments (0: it
+// is one datagram).
+func (x *Sender) cut(m *Message, off int, plain bool) (size, segment int) {
+	rest := len(m.Buf) - off
+	if m.Segment == 0 || rest <= m.Segment {
+		return rest, 0
+	}
+	if plain || !x.s.g.gso.Load() || m.Segment > x.limit {
+		return m.Segment, 0
+	}
+	if hold := atomic.LoadInt32(&m.Dest.hold); hold > 0 {
+		if off == 0 {
+			atomic.AddInt32(&m.Dest.hold, -1)
+		}
+		return m.Segment, 0
+	}
+	if rest <= x.limit && rest <= m.Segment*maxSegments {
+		return rest, m.Segment
+	}
+	// More than the kernel takes at once: parts of about the same length.
+	segments := (rest + m.Segment - 1) / m.Segment
+	most := min(maxSegments, x.limit/m.Segment)
+	parts := (segments + most - 1) / most
+	size = (segments + parts - 1) / parts * m.Segment
+	if size == m.Segment {
+		return size, 0
+	}
+	return size, m.Segment
+}
+
+func (x *Sender) fill(n int, m *Message, at mark) {
+	x.at[n] = at
+	iov := &x.iovs[n]
+	iov.Base = unsafe.SliceData(m.Buf[at.off:])
+	iov.SetLen(at.size)
+	d := m.Dest
+	h := &x.hdrs[n].hdr
+	h.Name, h.Namelen = (*byte)(unsafe.Pointer(&d.name)), d.nameLen
+	if x.s.g.native {
+		h.Name = (*byte)(unsafe.Pointer(&d.raw))
+	}
+	ctl := x.ctl[n*sendControl:][:sendControl]
+	used := copy(ctl, d.info[:d.infoLen])
+	if m.TOS != 0 {
+		level, typ := int32(unix.IPPROTO_IP), int32(unix.IP_TOS)
+		if d.v6 {
+			level, typ = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+		}
+		data, k := putControl(ctl[used:], level, typ, 4)
+		*(*int32)(unsafe.Pointer(&data[0])) = int32(m.TOS)
+		used += k
+	}
+	if at.segment > 0 {
+		data, k := putControl(ctl[used:], unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
+		*(*uint16)(unsafe.Pointer(&data[0])) = uint16(at.segment)
+		used += k
+	}
+	h.Control = nil
+	if used > 0 {
+		h.Control = &ctl[0]
+	}
+	h.SetControllen(used)
+}
+
+// flush sends hdrs[:n]. Afterwards x.lo tells how many went, x.err why the next did not.
+func (x *Sender) flush(n int) (closed bool) {
+	x.lo, x.n, x.err, x.again = 0, n, 0, false
+	// Control does not lock the socket, so senders do not wait for each other. Only who must wait
+	// for room asks the poller.
+	err := x.s.conn.Control(x.tryFn)
+	if err == nil && x.again {
+		x.waits.add(1)
+		err = x.s.conn.Write(x.waitFn)
+	}
+	var datagrams, runs uint64
+	size := 0
+	for i := range x.lo {
+		at := &x.at[i]
+		size += at.size
+		if at.segment > 0 {
+			runs++
+			datagrams += uint64((at.size + at.segment - 1) / at.segment)
+		} else {
+			datagrams++
+		}
+	}
+	x.datagrams.add(datagrams)
+	x.bytes.add(uint64(size))
+	x.messages.add(uint64(x.lo))
+	x.runs.add(runs)
+	return err != nil
+}
+
+func (x *Sender) wait(fd uintptr) bool {
+	x.try(fd)
+	return !x.again
+}
+
+// try sends until everything went, something failed, or the send buffer is full.
+func (x *Sender) try(fd uintptr) {
+	g := x.s.g
+	x.again = false
+	tries := 0
+	for x.lo < x.n {
+		var e unix.Errno
+		sent := 1
+		if x.n-x.lo == 1 || !g.mmsgOut.Load() {
+			_, e = g.sys.sendmsg(fd, &x.hdrs[x.lo].hdr)
+		} else {
+			sent, e = g.sys.sendmmsg(fd, &x.hdrs[x.lo], x.n-x.lo)
+		}
+		switch {
+		case e == 0:
+			x.calls.add(1)
+			x.lo += sent
+			tries = 0
+		case e == unix.EINTR:
+		case e == unix.EAGAIN:
+			x.again = true
+			return
+		case e == unix.ENOSYS && g.mmsgOut.Swap(false):
+			g.tell(noteNoSendmmsg, "the kernel has no sendmmsg: one message is sent a call")
+		case passing(e) && tries < passingTries:
+			x.s.pending.Store(true)
+			x.retries.add(1)
+			tries++
+		default:
+			x.err = e
+			return
+		}
+	}
+}
+
+// isRefusal tells whether the kernel or the device may not be able to cut a run. EIO: the device
+// computes no checksums (Linux before 6.11), or the packets are transformed. Others: the option is
+// not known.
+func isRefusal(e unix.Errno) bool {
+	switch e {
+	case unix.EIO, unix.EINVAL, unix.ENOPROTOOPT, unix.EOPNOTSUPP:
+		return true
+	}
+	return false
+}
+
+// hold has messages to d go as single datagrams for a while.
+func (x *Sender) hold(d *Dest, e unix.Errno) {
+	atomic.StoreInt32(&d.hold, gsoHold)
+	x.fallbacks.add(1)
+	g := x.s.g
+	if !g.told[noteGSORefused].Load() {
+		g.tell(noteGSORefused, "a device does not segment datagrams (UDP_SEGMENT): they are sent to it singly", "error", e, "remote", d.remote)
+	}
+}
+
+func (x *Sender) countError(e unix.Errno) {
+	switch e {
+	case unix.EMSGSIZE:
+		x.tooBig.add(1)
+	case unix.EHOSTUNREACH, unix.ENETUNREACH, unix.ENETDOWN, unix.EHOSTDOWN, unix.ENONET, unix.EADDRNOTAVAIL:
+		x.unreachable.add(1)
+	case unix.ENOBUFS:
+		x.noBuffer.add(1)
+	case unix.EPERM, unix.EACCES, unix.ECONNREFUSED:
+		x.refused.add(1)
+	default:
+		x.other.add(1)
+	}
+}
