@@ -175,10 +175,14 @@ func (b *netBench) subject(ctx context.Context, s lab.Subject) (err error) {
 			fmt.Fprintf(os.Stderr, "  %s: %v\n", s.Name, closeErr) // it has been cleared up all the same
 		}
 	}()
-	if err := s.Up(ctx, p); err != nil {
-		return err
+	err = s.Up(ctx, p)
+	if err == nil {
+		err = p.Ping(ctx, 10*time.Second)
 	}
-	if err := p.Ping(ctx, 10*time.Second); err != nil {
+	if err != nil {
+		for _, d := range p.Daemons { // their logs go with them
+			err = fmt.Errorf("%w; %s: %s", err, d.Name, strings.ReplaceAll(strings.TrimSpace(d.Tail(3)), "\n", "; "))
+		}
 		return err
 	}
 	m := &measurer{netBench: b, pair: p, name: s.Name}

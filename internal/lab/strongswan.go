@@ -25,7 +25,7 @@ const (
 // kernel-libipsec is ESP in user space: it must come before kernel-netlink, and always claims a
 // NAT, so that ESP is UDP-encapsulated.
 const strongswanConf = `charon-systemd {
-    load = random nonce pem pkcs1 pkcs8 x509 pubkey constraints revocation openssl hmac kdf sha2 sha1 curve25519 gcm drbg %[2]s kernel-libipsec kernel-netlink socket-default vici updown
+    load = %[4]s random nonce pem pkcs1 pkcs8 x509 pubkey constraints revocation openssl hmac kdf sha2 sha1 curve25519 gcm drbg %[2]s kernel-libipsec kernel-netlink socket-default vici updown
     install_virtual_ip = yes
     retransmit_timeout = 1.0
     retransmit_tries = 4
@@ -68,6 +68,11 @@ type StrongSwanToken struct {
 
 // StartStrongSwan starts charon in a namespace. name is the folder of its state.
 func (l *Lab) StartStrongSwan(ctx context.Context, n *Netns, name string, token *StrongSwanToken) (*StrongSwan, error) {
+	return l.startCharon(ctx, n, name, "", token)
+}
+
+// startCharon starts charon with plugins that come before all others.
+func (l *Lab) startCharon(ctx context.Context, n *Netns, name, first string, token *StrongSwanToken) (*StrongSwan, error) {
 	s := &StrongSwan{Dir: l.Path(name), lab: l}
 	s.conf = filepath.Join(s.Dir, "swanctl.conf")
 	for _, d := range []string{"x509", "x509ca", "x509ocsp", "x509aa", "x509ac", "x509crl", "pubkey", "private", "rsa", "ecdsa", "bliss", "pkcs8", "pkcs12"} {
@@ -86,7 +91,7 @@ func (l *Lab) StartStrongSwan(ctx context.Context, n *Netns, name string, token 
 		section = "pkcs11 { modules { softhsm { path = " + module + " } } }"
 		env = append(env, token.Env...)
 	}
-	if err := os.WriteFile(filepath.Join(s.Dir, "strongswan.conf"), fmt.Appendf(nil, strongswanConf, s.Dir, plugin, section), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(s.Dir, "strongswan.conf"), fmt.Appendf(nil, strongswanConf, s.Dir, plugin, section, first), 0o600); err != nil {
 		return nil, err
 	}
 	p, err := l.Start(n, "charon-"+name, env, charonPath)

@@ -61,6 +61,9 @@ func (l *Lab) Subjects(ctx context.Context, t Tools) ([]Subject, error) {
 		}},
 		{Name: "wireguard-go", Up: func(ctx context.Context, p *Pair) error { return l.wireguardGo(ctx, p, t, false) }},
 		{Name: "wireguard-go-gro", Up: func(ctx context.Context, p *Pair) error { return l.wireguardGo(ctx, p, t, true) }},
+		{Name: "nebula", Up: func(ctx context.Context, p *Pair) error { return l.nebula(ctx, p, t) }},
+		{Name: "strongswan", Up: l.strongSwanPair},
+		{Name: "openvpn", Up: l.openVPN},
 		{Name: "raw", Up: func(_ context.Context, p *Pair) error { return p.raw() }},
 		{Name: "raw-nogso", Up: func(ctx context.Context, p *Pair) error {
 			if err := p.raw(); err != nil {
