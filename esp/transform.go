@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"wardgate/esp/aesgcm"
 )
 
 // transform is what both directions of an SA share: the suite's sizes, and the keys in form of a
@@ -72,15 +74,11 @@ func (t *transform) init(p *Params) error {
 
 	switch p.Encr {
 	case EncrAESGCM16:
-		block, err := aes.NewCipher(t.keys.encr)
+		aead, err := aesgcm.New(t.keys.encr)
 		if err != nil {
 			return err
 		}
-		t.aead, err = cipher.NewGCM(block)
-		wipeObject(block)
-		if err != nil {
-			return err
-		}
+		t.aead = aead
 	case EncrChaCha20Poly1305:
 		var err error
 		if t.aead, err = chacha20poly1305.New(t.keys.encr); err != nil {
@@ -174,7 +172,11 @@ func (t *transform) drop(w *worker) {
 	*w = worker{}
 	t.live--
 	if t.live == 0 && t.closed.Load() && t.aead != nil {
-		wipeObject(t.aead)
+		if gcm, ok := t.aead.(*aesgcm.AEAD); ok {
+			gcm.Wipe()
+		} else {
+			wipeObject(t.aead)
+		}
 		t.aead = nil
 	}
 }

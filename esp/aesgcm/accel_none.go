@@ -1,0 +1,17 @@
+//go:build !amd64 || purego
+
+package aesgcm
+
+type schedule struct{}
+
+var usable = []implementation{std}
+
+func newSchedule([]byte) *schedule { panic("aesgcm: no code for this machine") }
+
+func sealAVX512(_ *schedule, _ int, _, _ *byte, _ int, _, _ *byte, _ int, _ *byte) {
+	panic("aesgcm: no code for this machine")
+}
+
+func openAVX512(_ *schedule, _ int, _, _ *byte, _ int, _, _ *byte, _ int, _ *byte) bool {
+	panic("aesgcm: no code for this machine")
+}

@@ -1,0 +1,604 @@
+// Command gen writes seal_amd64.s: the loops that encrypt and authenticate, for every key size,
+// with the instructions of the block cipher and those of GHASH woven into one another.
+//
+//	go generate ./esp/aesgcm
+//
+// It is a program because the same few building blocks occur in some thirty combinations (three
+// key sizes, two directions, one to four vectors in the last group), and because weaving two
+// streams of instructions is what a program does well and a person does not.
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+)
+
+func main() {
+	if len(os.Args) != 2 {
+		fmt.Fprintf(os.Stderr, "gen: want one argument, the file to write; got %d\n", len(os.Args)-1)
+		os.Exit(2)
+	}
+	if err := os.WriteFile(os.Args[1], Generate(), 0o644); err != nil {
+		fmt.Fprintln(os.Stderr, "gen:", err)
+		os.Exit(1)
+	}
+}
+
+// Layout of the struct schedule in schedule.go; its test compares.
+const (
+	powers  = 33                // H^33 … H^1, descending: a chunk of 32 blocks and the block of lengths
+	chunk   = powers - 1        // blocks between two reductions
+	keysOff = powers * 16       // the round keys follow
+	hOff    = (powers - 1) * 16 // H^1
+	group   = 256               // octets that one turn of the loop takes: four vectors
+)
+
+// Registers. Vectors are named by number; which width is meant is the instruction's business.
+//
+//	AX  the schedule      R8  where in the powers the next vector's stand
+//	DI  dst               R9  the end of the powers
+//	SI  src               R10 blocks not yet hashed, that of the lengths included
+//	CX  octets left       R11, R12 additional data and its length
+const (
+	state = 0  // Z0–Z3: counters on their way to key stream, then text
+	data  = 4  // Z4–Z7: what GHASH takes next, octets reversed
+	lo    = 8  // Z8–Z10: the sum of products that is not reduced yet
+	mid   = 9  //
+	hi    = 10 //
+	t0    = 11 //
+	t1    = 12 //
+	carry = 13 // Open: the reduced sum that goes into the next vector
+	mask  = 13 // in the last group: E(K, J0)
+	ctr   = 14 // the next four counters, octets reversed
+	bswap = 15 // for VPSHUFB: reverses the octets of each block
+	rk    = 16 // Z16–Z30: round keys, the same in all lanes
+	four  = 31 // adds 4 to each counter
+)
+
+type gen struct {
+	bytes.Buffer
+	fn     string
+	rounds int
+	labels int
+}
+
+type code []string
+
+func (c *code) add(format string, args ...any) { *c = append(*c, fmt.Sprintf(format, args...)) }
+
+func (g *gen) emit(c code) {
+	for _, s := range c {
+		fmt.Fprintf(g, "\t%s\n", s)
+	}
+}
+
+func (g *gen) op(format string, args ...any) { fmt.Fprintf(g, "\t"+format+"\n", args...) }
+
+func (g *gen) label(name string) { fmt.Fprintf(g, "\n%s:\n", name) }
+
+func (g *gen) newLabel(name string) string {
+	g.labels++
+	return fmt.Sprintf("%s%d", name, g.labels)
+}
+
+func (g *gen) comment(format string, args ...any) { fmt.Fprintf(g, "\n\t// "+format+"\n", args...) }
+
+// weave spreads the instructions of b evenly among those of a; the order within each stays.
+func weave(a, b code) code {
+	if len(a) < len(b) {
+		a, b = b, a
+	}
+	out, done := make(code, 0, len(a)+len(b)), 0
+	for i, s := range a {
+		out = append(out, s)
+		for done < (i+1)*len(b)/len(a) {
+			out = append(out, b[done])
+			done++
+		}
+	}
+	return append(out, b[done:]...)
+}
+
+// counters makes k vectors of counter blocks, with the first round key added.
+func (g *gen) counters(k int) (c code) {
+	for i := range k {
+		c.add("VPSHUFB Z%d, Z%d, Z%d", bswap, ctr, state+i)
+		c.add("VPADDD Z%d, Z%d, Z%d", four, ctr, ctr)
+		c.add("VPXORQ Z%d, Z%d, Z%d", rk, state+i, state+i)
+	}
+	return c
+}
+
+// j0 makes the block that masks the tag (SP 800-38D section 7.1: J0 = nonce || 1) from the
+// nonce that the counters carry.
+func (g *gen) j0() (c code) {
+	c.add("MOVL $1, DX")
+	c.add("VPINSRD $0, DX, X%d, X%d", ctr, mask)
+	c.add("VPSHUFB X%d, X%d, X%d", bswap, mask, mask)
+	c.add("VPXORQ X%d, X%d, X%d", rk, mask, mask)
+	return c
+}
+
+// aes runs the rounds over k vectors, and over the tag's mask too if withMask.
+func (g *gen) aes(k int, withMask bool) (c code) {
+	for r := 1; r <= g.rounds; r++ {
+		op := "VAESENC"
+		if r == g.rounds {
+			op = "VAESENCLAST"
+		}
+		for i := range k {
+			c.add("%s Z%d, Z%d, Z%d", op, rk+r, state+i, state+i)
+		}
+		if withMask {
+			c.add("%s X%d, X%d, X%d", op, rk+r, mask, mask)
+		}
+	}
+	return c
+}
+
+// mul adds the product of the vector d and the powers at addr to the sum.
+func mul(w string, d int, addr string) (c code) {
+	c.add("VMOVDQU64 %s, %s%d", addr, w, t1)
+	c.add("VPCLMULQDQ $0x00, %s%d, %s%d, %s%d", w, t1, w, d, w, t0)
+	c.add("VPXORQ Z%d, Z%d, Z%d", t0, lo, lo)
+	c.add("VPCLMULQDQ $0x11, %s%d, %s%d, %s%d", w, t1, w, d, w, t0)
+	c.add("VPXORQ Z%d, Z%d, Z%d", t0, hi, hi)
+	c.add("VPCLMULQDQ $0x01, %s%d, %s%d, %s%d", w, t1, w, d, w, t0)
+	c.add("VPCLMULQDQ $0x10, %s%d, %s%d, %s%d", w, t1, w, d, w, t1)
+	c.add("VPTERNLOGQ $0x96, Z%d, Z%d, Z%d", t0, t1, mid)
+	return c
+}
+
+// hash adds k vectors of data to the sum. The first one comes last: what is carried into it
+// comes out of a reduction and is the last to be ready.
+func hash(k int) (c code) {
+	for i := 1; i < k; i++ {
+		c = append(c, mul("Z", data+i, fmt.Sprintf("%d(R8)", i*64))...)
+	}
+	return append(c, mul("Z", data, "(R8)")...)
+}
+
+// reduce folds the sum, in the width w, to hi (mod the field's polynomial).
+func reduce(w string) (c code) {
+	for _, r := range [2][2]int{{lo, mid}, {mid, hi}} {
+		c.add("VPCLMULQDQ $0x10, poly<>(SB), %s%d, %s%d", w, r[0], w, t0)
+		c.add("VPSHUFD $0x4e, %s%d, %s%d", w, r[0], w, r[0])
+		c.add("VPTERNLOGQ $0x96, %s%d, %s%d, %s%d", w, t0, w, r[0], w, r[1])
+	}
+	return c
+}
+
+// fold adds the four lanes of hi.
+func fold() (c code) {
+	c.add("VEXTRACTI64X4 $1, Z%d, Y%d", hi, t0)
+	c.add("VPXOR Y%d, Y%d, Y%d", t0, hi, hi)
+	c.add("VEXTRACTI128 $1, Y%d, X%d", hi, t0)
+	c.add("VPXOR X%d, X%d, X%d", t0, hi, hi)
+	return c
+}
+
+func clearSum() (c code) {
+	for _, r := range []int{lo, mid, hi} {
+		c.add("VPXOR X%d, X%d, X%d", r, r, r)
+	}
+	return c
+}
+
+// mulH multiplies the block d with H and leaves the reduced product in hi.
+func mulH(d int) (c code) {
+	c.add("VMOVDQU %d(AX), X%d", hOff, t1)
+	c.add("VPCLMULQDQ $0x00, X%d, X%d, X%d", t1, d, lo)
+	c.add("VPCLMULQDQ $0x01, X%d, X%d, X%d", t1, d, t0)
+	c.add("VPCLMULQDQ $0x10, X%d, X%d, X%d", t1, d, mid)
+	c.add("VPCLMULQDQ $0x11, X%d, X%d, X%d", t1, d, hi)
+	c.add("VPXOR X%d, X%d, X%d", t0, mid, mid)
+	return append(c, reduce("X")...)
+}
+
+// startChunk points R8 at the power of the next block to hash. If all that is left fits, that of
+// the lengths gets H^1; else 32 blocks are hashed and reduced, which leaves one for later.
+func startChunk() (c code) {
+	c.add("MOVQ R10, DX")
+	c.add("SHLQ $4, DX")
+	c.add("MOVQ R9, R8")
+	c.add("SUBQ DX, R8")
+	c.add("LEAQ %d(AX), DX", (powers-chunk)*16)
+	c.add("CMPQ R10, $%d", powers)
+	c.add("CMOVQHI DX, R8")
+	c.add("SUBQ $%d, R10", chunk)
+	return c
+}
+
+// lengths is the last block (SP 800-38D section 7.1, step 5) times H, added to the sum. R13 and
+// BX hold the numbers of bits.
+func lengths() (c code) {
+	c.add("VMOVQ BX, X%d", data)
+	c.add("VPINSRQ $1, R13, X%d, X%d", data, data)
+	return append(c, mul("X", data, fmt.Sprintf("%d(AX)", hOff))...)
+}
+
+// argSize is the size of the arguments and the result of seal or open.
+func argSize(fn string) int {
+	if fn == "open" {
+		return 73
+	}
+	return 72
+}
+
+// choose writes the function that Go calls; it jumps to the one for the number of rounds.
+func (g *gen) choose(fn string) {
+	fmt.Fprintf(g, "\n// func %sAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad *byte, aadLen int, tag *byte)%s\n",
+		fn, map[string]string{"open": " (ok bool)"}[fn])
+	fmt.Fprintf(g, "TEXT ·%sAVX512(SB), NOSPLIT, $0-%d\n", fn, argSize(fn))
+	g.op("CMPQ rounds+8(FP), $12")
+	g.op("JEQ r12")
+	g.op("JHI r14")
+	g.op("JMP %s10<>(SB)", fn)
+	g.label("r12")
+	g.op("JMP %s12<>(SB)", fn)
+	g.label("r14")
+	g.op("JMP %s14<>(SB)", fn)
+}
+
+// prologue loads everything, hashes the additional data, and leaves only texts that are not empty.
+func (g *gen) prologue() {
+	fmt.Fprintf(g, "\nTEXT %s%d<>(SB), NOSPLIT, $0-%d\n", g.fn, g.rounds, argSize(g.fn))
+	g.op("MOVQ s+0(FP), AX")
+	g.op("MOVQ nonce+40(FP), BX")
+	g.op("MOVQ n+32(FP), CX")
+	g.op("MOVQ aad+48(FP), R11")
+	g.op("MOVQ aadLen+56(FP), R12")
+	g.op("VBROADCASTI32X4 bswap<>(SB), Z%d", bswap)
+	g.op("VMOVDQU64 four<>(SB), Z%d", four)
+
+	g.comment("the counters: nonce || 2, 3, 4, 5; they count in the lowest 32 bits when reversed")
+	g.op("VMOVQ (BX), X%d", ctr)
+	g.op("VPINSRD $2, 8(BX), X%d, X%d", ctr, ctr)
+	g.op("VPSHUFB X%d, X%d, X%d", bswap, ctr, ctr)
+	g.op("VSHUFI64X2 $0, Z%d, Z%d, Z%d", ctr, ctr, ctr)
+	g.op("VPADDD first<>(SB), Z%d, Z%d", ctr, ctr)
+	for r := range g.rounds + 1 {
+		g.op("VBROADCASTI32X4 %d(AX), Z%d", keysOff+16*r, rk+r)
+	}
+
+	g.comment("additional data, up to the last 16 octets")
+	g.op("VPXOR X%d, X%d, X%d", hi, hi, hi)
+	g.op("TESTQ R12, R12")
+	g.op("JZ aadDone")
+	g.op("CMPQ R12, $16")
+	g.op("JLE aadLast")
+	g.label("aadLoop")
+	g.op("VMOVDQU (R11), X%d", data)
+	g.op("VPSHUFB X%d, X%d, X%d", bswap, data, data)
+	g.op("VPXOR X%d, X%d, X%d", hi, data, data)
+	g.emit(mulH(data))
+	g.op("ADDQ $16, R11")
+	g.op("SUBQ $16, R12")
+	g.op("CMPQ R12, $16")
+	g.op("JG aadLoop")
+	g.label("aadLast")
+	g.op("MOVL $-1, DX")
+	g.op("BZHIL R12, DX, DX")
+	g.op("KMOVW DX, K2")
+	g.op("VMOVDQU8.Z (R11), K2, X%d", data)
+	g.op("VPSHUFB X%d, X%d, X%d", bswap, data, data)
+	g.op("VPXOR X%d, X%d, X%d", hi, data, data)
+	g.emit(mulH(data))
+	g.label("aadDone")
+	g.op("VMOVDQA X%d, X%d", hi, carry)
+
+	g.op("MOVQ dst+16(FP), DI")
+	g.op("MOVQ src+24(FP), SI")
+	g.op("MOVQ aadLen+56(FP), R13")
+	g.op("SHLQ $3, R13")
+	g.op("LEAQ (CX*8), BX")
+	g.op("LEAQ %d(AX), R9", keysOff)
+	g.op("LEAQ 31(CX), R10")
+	g.op("SHRQ $4, R10")
+	g.emit(startChunk())
+	g.emit(clearSum())
+	g.op("TESTQ CX, CX")
+	g.op("JZ empty")
+}
+
+// tailMask sets K1 to the octets that the last of k vectors holds.
+func tailMask(k int) (c code) {
+	if k > 1 {
+		c.add("SUBQ $%d, CX", 64*(k-1))
+	}
+	c.add("MOVQ $-1, DX")
+	c.add("BZHIQ CX, DX, DX")
+	c.add("KMOVQ DX, K1")
+	return c
+}
+
+// finish makes the tag of the sum, deals with it, and leaves.
+func (g *gen) finish() {
+	g.label("finish")
+	g.emit(reduce("Z"))
+	g.emit(fold())
+	g.op("VPSHUFB X%d, X%d, X%d", bswap, hi, hi)
+	g.op("VPXOR X%d, X%d, X%d", mask, hi, hi)
+	g.op("MOVQ tag+64(FP), BX")
+	if g.fn == "seal" {
+		g.op("VMOVDQU X%d, (BX)", hi)
+	} else {
+		g.op("VPXOR (BX), X%d, X%d", hi, hi)
+		g.op("VPTEST X%d, X%d", hi, hi)
+		g.op("SETEQ ok+72(FP)")
+	}
+	g.comment("neither keys nor key stream stay in registers")
+	for _, r := range []int{0, 1, 2, 3, lo, mid, hi, t0, t1, mask} {
+		g.op("VPXOR X%d, X%d, X%d", r, r, r)
+	}
+	for r := range g.rounds + 1 {
+		g.op("VPXORQ Z%d, Z%d, Z%d", rk+r, rk+r, rk+r)
+	}
+	g.op("VZEROUPPER")
+	g.op("RET")
+
+	g.label("empty")
+	g.op("VMOVDQA X%d, X%d", carry, t1)
+	g.emit(g.j0())
+	g.emit(g.aes(0, true))
+	g.op("VMOVQ BX, X%d", data)
+	g.op("VPINSRQ $1, R13, X%d, X%d", data, data)
+	g.op("VPXOR X%d, X%d, X%d", t1, data, data)
+	g.emit(mul("X", data, fmt.Sprintf("%d(AX)", hOff)))
+	g.op("JMP finish")
+}
+
+// chooseTail jumps to the code for the number of vectors that CX octets, 1 to 256, need.
+func (g *gen) chooseTail(name string) {
+	g.op("CMPQ CX, $64")
+	g.op("JLE %s1", name)
+	g.op("CMPQ CX, $128")
+	g.op("JLE %s2", name)
+	g.op("CMPQ CX, $192")
+	g.op("JLE %s3", name)
+	g.op("JMP %s4", name)
+}
+
+// reduceIfFull ends the chunk if its powers are used up; to takes the reduced sum.
+func (g *gen) reduceIfFull(take code) {
+	l := g.newLabel("more")
+	g.op("CMPQ R8, R9")
+	g.op("JNE %s", l)
+	g.emit(reduce("Z"))
+	g.emit(fold())
+	g.emit(take)
+	g.emit(clearSum())
+	g.emit(startChunk())
+	g.label(l)
+}
+
+// nextGroup moves on in text by one group.
+func nextGroup() (c code) {
+	c.add("ADDQ $%d, SI", group)
+	c.add("ADDQ $%d, DI", group)
+	c.add("SUBQ $%d, CX", group)
+	return c
+}
+
+// seal: the hash follows the cipher at a distance of one group.
+func (g *gen) seal() {
+	g.fn = "seal"
+	g.prologue()
+	text := func() {
+		for i := range 4 {
+			g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
+		}
+		for i := range 4 {
+			g.op("VMOVDQU64 Z%d, %d(DI)", state+i, 64*i)
+		}
+		for i := range 4 {
+			g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, state+i, data+i)
+		}
+		g.emit(nextGroup())
+	}
+	g.op("CMPQ CX, $%d", group)
+	g.op("JG whole")
+	g.chooseTail("only")
+
+	g.label("whole")
+	g.emit(g.counters(4))
+	g.emit(g.aes(4, false))
+	text()
+	g.op("VPXORQ Z%d, Z%d, Z%d", carry, data, data)
+	g.op("CMPQ CX, $%d", group)
+	g.op("JLE last")
+
+	g.label("loop")
+	g.emit(g.counters(4))
+	g.emit(weave(g.aes(4, false), hash(4)))
+	text()
+	g.op("ADDQ $%d, R8", group)
+	g.reduceIfFull(code{fmt.Sprintf("VPXORQ Z%d, Z%d, Z%d", hi, data, data)})
+	g.op("CMPQ CX, $%d", group)
+	g.op("JG loop")
+
+	g.label("last")
+	g.chooseTail("last")
+
+	for _, first := range []bool{false, true} {
+		for k := 1; k <= 4; k++ {
+			name := fmt.Sprintf("last%d", k)
+			if first {
+				name = fmt.Sprintf("only%d", k)
+			}
+			g.label(name)
+			if first {
+				g.op("VMOVDQA X%d, X%d", carry, t1)
+			}
+			g.emit(tailMask(k))
+			g.emit(g.counters(k))
+			g.emit(g.j0())
+			if first {
+				g.emit(g.aes(k, true))
+			} else {
+				g.emit(weave(g.aes(k, true), hash(4)))
+			}
+			for i := range k - 1 {
+				g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
+				g.op("VMOVDQU64 Z%d, %d(DI)", state+i, 64*i)
+				g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, state+i, data+i)
+			}
+			i := k - 1
+			g.op("VMOVDQU8.Z %d(SI), K1, Z%d", 64*i, t0)
+			g.op("VPXORQ Z%d, Z%d, Z%d", t0, state+i, state+i)
+			g.op("VMOVDQU8 Z%d, K1, %d(DI)", state+i, 64*i)
+			g.op("VMOVDQU8.Z Z%d, K1, Z%d", state+i, state+i)
+			g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, state+i, data+i)
+			if first {
+				g.op("VPXORQ Z%d, Z%d, Z%d", t1, data, data)
+			} else {
+				g.op("ADDQ $%d, R8", group)
+				g.reduceIfFull(code{fmt.Sprintf("VPXORQ Z%d, Z%d, Z%d", hi, data, data)})
+			}
+			g.emit(hash(k))
+			g.emit(lengths())
+			g.op("JMP finish")
+		}
+	}
+	g.finish()
+}
+
+// open: the hash runs beside the cipher.
+func (g *gen) open() {
+	g.fn = "open"
+	g.prologue()
+	g.op("CMPQ CX, $%d", group)
+	g.op("JLE last")
+
+	g.label("loop")
+	for i := range 4 {
+		g.op("VMOVDQU64 %d(SI), Z%d", 64*i, data+i)
+	}
+	for i := range 4 {
+		g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, data+i, data+i)
+	}
+	g.op("VPXORQ Z%d, Z%d, Z%d", carry, data, data)
+	g.op("VPXOR X%d, X%d, X%d", carry, carry, carry)
+	g.emit(g.counters(4))
+	g.emit(weave(g.aes(4, false), hash(4)))
+	for i := range 4 {
+		g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
+	}
+	for i := range 4 {
+		g.op("VMOVDQU64 Z%d, %d(DI)", state+i, 64*i)
+	}
+	g.emit(nextGroup())
+	g.op("ADDQ $%d, R8", group)
+	g.reduceIfFull(code{fmt.Sprintf("VMOVDQA X%d, X%d", hi, carry)})
+	g.op("CMPQ CX, $%d", group)
+	g.op("JG loop")
+
+	g.label("last")
+	g.chooseTail("last")
+	for k := 1; k <= 4; k++ {
+		g.label(fmt.Sprintf("last%d", k))
+		g.emit(tailMask(k))
+		for i := range k - 1 {
+			g.op("VMOVDQU64 %d(SI), Z%d", 64*i, data+i)
+		}
+		i := k - 1
+		g.op("VMOVDQU8.Z %d(SI), K1, Z%d", 64*i, data+i)
+		for i := range k {
+			g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, data+i, data+i)
+		}
+		g.op("VPXORQ Z%d, Z%d, Z%d", carry, data, data)
+		g.emit(g.counters(k))
+		g.emit(g.j0())
+		g.emit(weave(g.aes(k, true), append(hash(k), lengths()...)))
+		for i := range k - 1 {
+			g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
+			g.op("VMOVDQU64 Z%d, %d(DI)", state+i, 64*i)
+		}
+		g.op("VMOVDQU8.Z %d(SI), K1, Z%d", 64*i, t0)
+		g.op("VPXORQ Z%d, Z%d, Z%d", t0, state+i, state+i)
+		g.op("VMOVDQU8 Z%d, K1, %d(DI)", state+i, 64*i)
+		g.op("JMP finish")
+	}
+	g.finish()
+}
+
+// Generate returns the file.
+func Generate() []byte {
+	g := &gen{}
+	fmt.Fprintf(g, `// Code generated by internal/gen; DO NOT EDIT.
+
+//go:build amd64 && !purego
+
+#include "textflag.h"
+
+// reverses 16 octets
+DATA bswap<>+0(SB)/8, $0x08090a0b0c0d0e0f
+DATA bswap<>+8(SB)/8, $0x0001020304050607
+GLOBL bswap<>(SB), RODATA|NOPTR, $16
+
+`)
+	table := func(name string, v [8]uint64) {
+		for i, x := range v {
+			fmt.Fprintf(g, "DATA %s<>+%d(SB)/8, $%#016x\n", name, 8*i, x)
+		}
+		fmt.Fprintf(g, "GLOBL %s<>(SB), RODATA|NOPTR, $64\n\n", name)
+	}
+	const p = 0xc200000000000000 // x^128 = x^127 + x^126 + x^121 + 1, bits reversed
+	table("poly", [8]uint64{1, p, 1, p, 1, p, 1, p})
+	table("first", [8]uint64{2, 0, 3, 0, 4, 0, 5, 0})
+	table("four", [8]uint64{4, 0, 4, 0, 4, 0, 4, 0})
+	g.choose("seal")
+	g.choose("open")
+	for _, g.rounds = range []int{10, 12, 14} {
+		g.seal()
+		g.open()
+	}
+	g.powers()
+	return g.Bytes()
+}
+
+// powers writes the function that fills the table of powers of H.
+func (g *gen) powers() {
+	fmt.Fprintf(g, "\n// func powers(s *schedule, rounds int)\nTEXT ·powers(SB), NOSPLIT, $0-16\n")
+	g.op("MOVQ s+0(FP), AX")
+	g.op("MOVQ rounds+8(FP), CX")
+	g.op("VMOVDQU bswap<>(SB), X%d", bswap)
+	g.comment("H = E(K, 0)")
+	g.op("LEAQ %d(AX), BX", keysOff)
+	g.op("VMOVDQU (BX), X0")
+	g.label("rounds")
+	g.op("ADDQ $16, BX")
+	g.op("SUBQ $1, CX")
+	g.op("JZ roundLast")
+	g.op("VAESENC (BX), X0, X0")
+	g.op("JMP rounds")
+	g.label("roundLast")
+	g.op("VAESENCLAST (BX), X0, X0")
+	g.op("VPSHUFB X%d, X0, X0", bswap)
+	g.comment("H * x, so that products need no shift: what is shifted out comes back as the polynomial")
+	g.op("VPSHUFD $0xff, X0, X1")
+	g.op("VPSRAD $31, X1, X1")
+	g.op("VPAND poly<>(SB), X1, X1")
+	g.op("VPSRLQ $63, X0, X2")
+	g.op("VPSLLDQ $8, X2, X2")
+	g.op("VPADDQ X0, X0, X0")
+	g.op("VPOR X2, X0, X0")
+	g.op("VPXOR X1, X0, X0")
+	g.comment("H^1 … H^%d, from the end of the table to its beginning", powers)
+	g.op("VMOVDQU X0, %d(AX)", hOff)
+	g.op("VMOVDQA X0, X%d", hi)
+	g.op("LEAQ %d(AX), BX", hOff)
+	g.label("power")
+	g.op("SUBQ $16, BX")
+	g.op("VMOVDQA X%d, X%d", hi, data)
+	g.emit(mulH(data))
+	g.op("VMOVDQU X%d, (BX)", hi)
+	g.op("CMPQ BX, AX")
+	g.op("JA power")
+	for _, r := range []int{0, 1, 2, data, lo, mid, hi, t0, t1} {
+		g.op("VPXOR X%d, X%d, X%d", r, r, r)
+	}
+	g.op("VZEROUPPER")
+	g.op("RET")
+}
