@@ -1,6 +1,9 @@
 package tun
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
 // MaxOverhead is what ReadBurst counts with, in octets, beside each packet: a burst that ReadBurst
 // returned can be cut with any Spacing whose stride is at most the packet's length and this, or
@@ -58,16 +61,14 @@ type Burst struct {
 	Last  int // length of the last, at most Full
 
 	super
-	buf    []byte
-	front  int  // where the first packet lies in buf
-	stride int  // from one packet's payload to the next's, in buf; size: one behind the other
-	more   bool // the super-packet goes on in another burst
+	buf   []byte // nil: nothing to cut
+	front int    // where the super-packet lies in buf, in one piece
+	more  bool   // the super-packet goes on in another burst
 }
 
-// begin takes a packet of n octets at buf[front:], the payload of packet i being at stride*i from
-// that of the first.
-func (b *Burst) begin(p *super, buf []byte, front, stride, n int) {
-	b.super, b.buf, b.front, b.stride, b.more = *p, buf, front, stride, false
+// begin takes a packet of n octets at buf[front:].
+func (b *Burst) begin(p *super, buf []byte, front, n int) {
+	b.super, b.buf, b.front, b.more = *p, buf, front, false
 	if p.kind == gsoNone {
 		b.Count, b.Full, b.Last = 1, n, n
 		b.First = buf[front : front+n : front+n]
@@ -85,12 +86,12 @@ func (b *Burst) begin(p *super, buf []byte, front, stride, n int) {
 	}
 	b.First = buf[front : front+b.Full : front+b.Full]
 	if b.First[0]>>4 == 4 {
-		binary.BigEndian.PutUint16(b.First[2:], uint16(b.Full))
+		put16(b.First[2:], uint16(b.Full))
 	} else {
-		binary.BigEndian.PutUint16(b.First[4:], uint16(b.Full-ipv6HeaderLen))
+		put16(b.First[4:], uint16(b.Full-ipv6HeaderLen))
 	}
 	if p.kind == gsoUDPL4 {
-		binary.BigEndian.PutUint16(b.First[p.transport+4:], uint16(b.Full-p.transport))
+		put16(b.First[p.transport+4:], uint16(b.Full-p.transport))
 	}
 }
 
@@ -112,123 +113,91 @@ func (b *Burst) limit(s Spacing) (left int) {
 //	buf[s.Front+i*s.Stride(b.Full):][:b.Full]
 //
 // the last b.Last octets long, in the buffer that ReadBurst was given. It is cheapest with the
-// Spacing that ReadBurst was given. What lies between the packets is not kept.
+// Front that ReadBurst was given. What lies between the packets is not kept.
 //
 // ErrBufferSize: a stride of more than MaxOverhead octets beside the packet does not fit; nothing
-// was changed.
+// was changed. A second call after one without error gets it too.
 func (b *Burst) Cut(s Spacing) error {
 	stride := s.Stride(b.Full)
-	if !s.valid() || b.Count == 0 || (b.Count-1)*stride+s.Stride(b.Last) > len(b.buf) {
+	if b.buf == nil || !s.valid() || (b.Count-1)*stride+s.Stride(b.Last) > len(b.buf) {
 		return ErrBufferSize
 	}
-	if b.kind == gsoNone {
-		if s.Front != b.front {
-			copy(b.buf[s.Front:], b.First)
-			b.front = s.Front
-		}
-		if b.csumAt != 0 {
-			b.complete(b.buf[s.Front : s.Front+b.Full])
-		}
-		return nil
+	buf := b.buf
+	b.buf = nil
+	n := (b.Count-1)*b.size + b.Last // of the super-packet
+	if s.Front < b.front || s.Front > b.front && b.Count == 1 {
+		copy(buf[s.Front:], buf[b.front:][:n])
+		b.front = s.Front
 	}
-	if s.Front != b.front || b.Count > 1 && stride != b.stride {
-		b.move(s.Front, stride)
+	switch {
+	case b.kind != gsoNone:
+		b.spread(buf, s.Front, stride)
+	case b.csumAt != 0:
+		b.complete(buf[s.Front:][:n])
 	}
-	b.finish()
 	return nil
 }
 
-// move brings headers and payloads to where they have to be.
-func (b *Burst) move(front, stride int) {
-	switch {
-	case front >= b.front && stride >= b.stride:
-		b.moveUp(front, stride)
-	case front <= b.front && stride <= b.stride:
-		b.moveDown(front, stride)
-	default: // together first, then apart
-		b.moveDown(min(front, b.front), b.size)
-		b.moveUp(front, stride)
-	}
-}
-
-// moveUp moves the last payload first, so that none is written over before it was moved.
-func (b *Burst) moveUp(front, stride int) {
-	from, to, last := b.front+b.payload, front+b.payload, b.Count-1
-	for i := last; i >= 0; i-- {
-		n := b.size
-		if i == last {
-			n = b.Last - b.payload
-		}
-		copy(b.buf[to+i*stride:], b.buf[from+i*b.stride:][:n])
-	}
-	copy(b.buf[front:], b.buf[b.front:][:b.payload])
-	b.front, b.stride = front, stride
-}
-
-// moveDown is moveUp for places that are not behind the present ones.
-func (b *Burst) moveDown(front, stride int) {
-	copy(b.buf[front:], b.buf[b.front:][:b.payload])
-	from, to, last := b.front+b.payload, front+b.payload, b.Count-1
-	for i := range b.Count {
-		n := b.size
-		if i == last {
-			n = b.Last - b.payload
-		}
-		copy(b.buf[to+i*stride:], b.buf[from+i*b.stride:][:n])
-	}
-	b.front, b.stride = front, stride
-}
-
-// finish writes the headers of all packets. What they have in common is added up once.
-func (b *Burst) finish() {
+// spread moves the payloads of the super-packet to their places, adding them up on the way, and
+// writes the headers. The last packet comes first: none is written over before it was moved, as the
+// first does not move forward and no stride is shorter than a payload. What the
+// headers have in common is added up once.
+func (b *Burst) spread(buf []byte, front, stride int) {
 	last := b.Count - 1
-	head := b.buf[b.front:][:b.payload]
-	v4 := head[0]>>4 == 4
-	var ipSum uint16 // of the IPv4 header without length, identification and checksum
+	head := buf[b.front:][:b.payload]
+	t := head[b.transport:]
+	v4, udp := head[0]>>4 == 4, b.kind == gsoUDPL4
+	var ipSum uint64 // of the IPv4 header without length, identification and checksum
 	if v4 {
 		put16(head[2:], 0)
 		put16(head[4:], 0)
 		put16(head[10:], 0)
-		ipSum = onesSum(head[:b.transport], 0)
+		ipSum = uint64(onesSum(head[:b.transport], 0))
 	}
-	l4 := head[b.transport:]
 	put16(head[b.csumAt:], 0)
 	var flags uint8
-	if b.kind == gsoUDPL4 {
-		put16(l4[4:], 0)
+	if udp {
+		put16(t[4:], 0)
 	} else {
-		flags = l4[13]
-		binary.BigEndian.PutUint32(l4[4:], 0)
-		l4[13] = 0
+		flags = t[13]
+		put32(t[4:], 0)
+		t[13] = 0
 	}
-	l4Sum := onesSum(l4, b.partial) // pseudo header and transport header without what differs
+	l4Sum := uint64(onesSum(t, b.partial)) // pseudo header and transport header without what differs
 
-	for i := range b.Count {
-		n := b.Full
+	for i := last; i >= 0; i-- {
+		n, from := b.Full, buf[b.front+b.payload+i*b.size:]
 		if i == last {
 			n = b.Last
 		}
-		p := b.buf[b.front+i*b.stride:][:n]
-		if i > 0 {
+		p := buf[front+i*stride:][:n]
+		data := p[b.payload:]
+		from = from[:len(data)]
+		var words uint64
+		if &data[0] == &from[0] {
+			words = wordSum(data)
+		} else {
+			words = moveSum(data, from)
 			copy(p, head)
 		}
+		length := uint64(n - b.transport)
+		sum := l4Sum + length + uint64(bits.ReverseBytes16(fold(words)))
 		if v4 {
 			id := b.id + uint16(i) // RFC 6864 does not need it with DF set, but Linux does so and receivers glue by it
 			put16(p[2:], uint16(n))
 			put16(p[4:], id)
-			put16(p[10:], ^fold(uint64(ipSum)+uint64(n)+uint64(id)))
+			put16(p[10:], ^fold(ipSum+uint64(n)+uint64(id)))
 		} else {
 			put16(p[4:], uint16(n-ipv6HeaderLen))
 		}
 		t := p[b.transport:]
-		sum := uint64(l4Sum) + uint64(len(t)) + uint64(onesSum(p[b.payload:], 0))
-		if b.kind == gsoUDPL4 {
-			put16(t[4:], uint16(len(t)))
-			c := ^fold(sum + uint64(len(t)))
-			if c == 0 {
-				c = 0xffff // RFC 768
+		if udp {
+			put16(t[4:], uint16(length))
+			sum := ^fold(sum + length)
+			if sum == 0 {
+				sum = 0xffff // RFC 768
 			}
-			put16(p[b.csumAt:], c)
+			put16(p[b.csumAt:], sum)
 			continue
 		}
 		f := flags
@@ -239,9 +208,9 @@ func (b *Burst) finish() {
 			f &^= tcpCWR // RFC 3168 section 6.1.2: said once
 		}
 		seq := b.seq + uint32(i*b.size)
-		binary.BigEndian.PutUint32(t[4:], seq)
+		put32(t[4:], seq)
 		t[13] = f
-		put16(p[b.csumAt:], ^fold(sum+uint64(f)+uint64(seq>>16)+uint64(seq&0xffff)))
+		put16(p[b.csumAt:], ^fold(sum+uint64(f)+uint64(seq)))
 	}
 }
 
@@ -264,7 +233,7 @@ func (b *Burst) Load(raw, buf []byte, s Spacing) (rest []byte, err error) {
 		return nil, err
 	}
 	copy(buf[s.Front:], pkt)
-	b.begin(&p, buf, s.Front, p.size, len(pkt))
+	b.begin(&p, buf, s.Front, len(pkt))
 	if left := b.limit(s); left > 0 {
 		rest = raw[len(raw)-left-p.payload-virtioHeaderLen:]
 		copy(rest[virtioHeaderLen:], pkt[:p.payload])
@@ -296,3 +265,4 @@ func checkBurstRoom(buf []byte, s Spacing) error {
 }
 
 func put16(b []byte, v uint16) { binary.BigEndian.PutUint16(b, v) }
+func put32(b []byte, v uint32) { binary.BigEndian.PutUint32(b, v) }

@@ -19,11 +19,17 @@ const (
 	udpCsumOffset = 6
 )
 
-// scalarSum is onesSum without vector instructions. It adds eight octets at a time: the sum does not depend on the byte order in which it is made
-// (RFC 1071 section 2 B), so words are loaded as they lie and the result is swapped once.
-func scalarSum(b []byte, initial uint16) uint16 {
-	sum := uint64(bits.ReverseBytes16(initial))
-	var carry uint64
+// onesSum returns the folded one's complement sum (RFC 1071) of b plus initial, not inverted. The
+// sum does not depend on the byte order in which it is made (RFC 1071 section 2 B), so words are
+// loaded as they lie and the result is swapped once.
+func onesSum(b []byte, initial uint16) uint16 {
+	return bits.ReverseBytes16(fold(wordSum(b) + uint64(bits.ReverseBytes16(initial))))
+}
+
+// scalarSum is wordSum without vector instructions, in one's complement of 64 bits and eight octets
+// at a time.
+func scalarSum(b []byte) uint64 {
+	var sum, carry uint64
 	for len(b) >= 64 {
 		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(b), 0)
 		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(b[8:]), carry)
@@ -33,31 +39,29 @@ func scalarSum(b []byte, initial uint16) uint16 {
 		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(b[40:]), carry)
 		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(b[48:]), carry)
 		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(b[56:]), carry)
-		sum, carry = bits.Add64(sum, 0, carry)
 		sum += carry
 		b = b[64:]
 	}
-	// What is left is too short to overflow the second word when added up in halves.
-	var rest uint64
+	// What is left is too short to overflow when added up in halves, and so is what is done with
+	// the result.
+	sum = sum>>32 + sum&0xffffffff
 	for len(b) >= 8 {
 		v := binary.LittleEndian.Uint64(b)
-		rest += v>>32 + v&0xffffffff
+		sum += v>>32 + v&0xffffffff
 		b = b[8:]
 	}
 	if len(b) >= 4 {
-		rest += uint64(binary.LittleEndian.Uint32(b))
+		sum += uint64(binary.LittleEndian.Uint32(b))
 		b = b[4:]
 	}
 	if len(b) >= 2 {
-		rest += uint64(binary.LittleEndian.Uint16(b))
+		sum += uint64(binary.LittleEndian.Uint16(b))
 		b = b[2:]
 	}
 	if len(b) > 0 {
-		rest += uint64(b[0])
+		sum += uint64(b[0])
 	}
-	sum, carry = bits.Add64(sum, rest, 0)
-	sum += carry
-	return bits.ReverseBytes16(fold(sum))
+	return sum
 }
 
 // Checksum returns the Internet checksum's sum (RFC 1071) of b and initial: folded to 16 bits, not
@@ -66,7 +70,7 @@ func scalarSum(b []byte, initial uint16) uint16 {
 // UDP 0xffff instead of 0); what is right with its checksum gives 0xffff.
 func Checksum(b []byte, initial uint16) uint16 { return onesSum(b, initial) }
 
-// fold adds the four 16-bit parts of sum in one's complement. Zero comes out only if sum is zero.
+// fold adds up the four 16-bit parts of sum in one's complement. Zero comes out only if sum is zero.
 func fold(sum uint64) uint16 {
 	sum = sum>>32 + sum&0xffffffff
 	sum = sum>>32 + sum&0xffffffff

@@ -1,11 +1,6 @@
 package tun
 
-import (
-	"encoding/binary"
-	"math/bits"
-
-	"golang.org/x/sys/cpu"
-)
+import "golang.org/x/sys/cpu"
 
 // The shortest slices, in octets, for which the vector instructions are faster.
 const (
@@ -25,23 +20,39 @@ func sumAVX2(p *byte, n int) uint64
 //go:noescape
 func sumAVX512(p *byte, n int) uint64
 
-// onesSum returns the folded one's complement sum (RFC 1071) of b plus initial, not inverted.
-func onesSum(b []byte, initial uint16) uint16 {
-	var sum uint64 // of 32-bit words: no overflow below 16 GB
-	switch {
-	case useAVX512 && len(b) >= minAVX512:
-		sum = sumAVX512(&b[0], len(b))
-	case useAVX2 && len(b) >= minAVX2:
-		n := len(b) &^ 31
-		sum = sumAVX2(&b[0], n)
-		for b = b[n:]; len(b) >= 4; b = b[4:] {
-			sum += uint64(binary.LittleEndian.Uint32(b))
-		}
-		for i, v := range b {
-			sum += uint64(v) << (8 * i)
-		}
-	default:
-		return scalarSum(b, initial)
+//go:noescape
+func moveSumAVX2(dst, src *byte, n int) uint64
+
+//go:noescape
+func moveSumAVX512(dst, src *byte, n int) uint64
+
+// wordSum returns the sum of b's little-endian words, not folded, which is exact for less than
+// 16 GB.
+func wordSum(b []byte) uint64 {
+	if useAVX512 && len(b) >= minAVX512 {
+		return sumAVX512(&b[0], len(b))
 	}
-	return bits.ReverseBytes16(fold(sum + uint64(bits.ReverseBytes16(initial))))
+	if useAVX2 && len(b) >= minAVX2 {
+		n := len(b) &^ 31
+		return sumAVX2(&b[0], n) + scalarSum(b[n:])
+	}
+	return scalarSum(b)
+}
+
+// moveSum copies src to dst, of the same length, and returns src's wordSum. The two may overlap if
+// dst begins behind src.
+func moveSum(dst, src []byte) uint64 {
+	dst = dst[:len(src)]
+	if useAVX512 && len(src) >= minAVX512 {
+		return moveSumAVX512(&dst[0], &src[0], len(src))
+	}
+	if useAVX2 && len(src) >= minAVX2 {
+		n := len(src) &^ 31
+		sum := scalarSum(src[n:])
+		copy(dst[n:], src[n:])
+		return sum + moveSumAVX2(&dst[0], &src[0], n)
+	}
+	sum := scalarSum(src)
+	copy(dst, src)
+	return sum
 }

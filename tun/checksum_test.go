@@ -1,26 +1,27 @@
 package tun
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"testing"
 
 	"pgregory.net/rapid"
 )
 
 // eachSum runs f with every way of adding that this machine has.
-func eachSum(t *testing.T, f func(t *testing.T, sum func(b []byte, initial uint16) uint16)) {
-	t.Run("scalar", func(t *testing.T) { f(t, scalarSum) })
-	for _, name := range vectorNames {
+func eachSum(t *testing.T, f func(t *testing.T)) {
+	for _, name := range append([]string{"scalar"}, vectorNames...) {
 		t.Run(name, func(t *testing.T) {
 			onlyVector(t, name)
-			f(t, onesSum)
+			f(t)
 		})
 	}
 }
 
 func TestOnesSum(t *testing.T) {
-	eachSum(t, func(t *testing.T, sum func(b []byte, initial uint16) uint16) {
+	eachSum(t, func(t *testing.T) {
 		rapid.Check(t, func(t *rapid.T) {
 			// A window into something larger: what lies around it must not count.
 			from, n := rapid.IntRange(0, 70).Draw(t, "from"), rapid.OneOf(rapid.IntRange(0, 300), rapid.IntRange(0, 3000)).Draw(t, "n")
@@ -32,7 +33,7 @@ func TestOnesSum(t *testing.T) {
 			}
 			b := all[from : from+n]
 			initial := rapid.Uint16().Draw(t, "initial")
-			if got, want := sum(b, initial), slowSum(binary.BigEndian.AppendUint16(nil, initial), b); got != want {
+			if got, want := onesSum(b, initial), slowSum(binary.BigEndian.AppendUint16(nil, initial), b); got != want {
 				t.Fatalf("%#04x, want %#04x", got, want)
 			}
 		})
@@ -43,7 +44,7 @@ func TestOnesSum(t *testing.T) {
 					b[i] = v
 				}
 				for _, initial := range []uint16{0, 1, 0xfffe, 0xffff} {
-					if got, want := sum(b, initial), slowSum(binary.BigEndian.AppendUint16(nil, initial), b); got != want {
+					if got, want := onesSum(b, initial), slowSum(binary.BigEndian.AppendUint16(nil, initial), b); got != want {
 						t.Fatalf("%d octets of %#x, initial %#x: %#04x, want %#04x", n, v, initial, got, want)
 					}
 				}
@@ -53,7 +54,7 @@ func TestOnesSum(t *testing.T) {
 			b := make([]byte, n)
 			for i := range b {
 				b[i] = 0xa5
-				if got, want := sum(b, 0), slowSum(b); got != want {
+				if got, want := onesSum(b, 0), slowSum(b); got != want {
 					t.Fatalf("octet %d of %d: %#04x, want %#04x", i, n, got, want)
 				}
 				b[i] = 0
@@ -64,13 +65,13 @@ func TestOnesSum(t *testing.T) {
 
 // 64 kB of ones and more: accumulators do not overflow.
 func TestOnesSumLong(t *testing.T) {
-	eachSum(t, func(t *testing.T, sum func(b []byte, initial uint16) uint16) {
+	eachSum(t, func(t *testing.T) {
 		b := make([]byte, 1<<20)
 		for i := range b {
 			b[i] = byte(0xff - i%2)
 		}
 		for _, n := range []int{0xffff, 0x10000, 1 << 20} {
-			if got, want := sum(b[:n], 0xffff), slowSum(b[:n], []byte{0}[:n&1], []byte{0xff, 0xff}); got != want {
+			if got, want := onesSum(b[:n], 0xffff), slowSum(b[:n], []byte{0}[:n&1], []byte{0xff, 0xff}); got != want {
 				t.Errorf("%d octets: %#04x, want %#04x", n, got, want)
 			}
 		}
@@ -92,16 +93,36 @@ func TestChecksum(t *testing.T) {
 	}
 }
 
+// moveSum moves as copy does and adds up as wordSum does, also where the two slices overlap.
+func TestMoveSum(t *testing.T) {
+	eachSum(t, func(t *testing.T) {
+		rapid.Check(t, func(t *rapid.T) {
+			n := rapid.OneOf(rapid.IntRange(0, 300), rapid.IntRange(0, 3000)).Draw(t, "n")
+			from := rapid.IntRange(0, 70).Draw(t, "from")
+			to := from + rapid.OneOf(rapid.IntRange(0, 300), rapid.IntRange(0, 3300)).Draw(t, "distance")
+			all := make([]byte, to+n+70)
+			seed := rapid.Uint64().Draw(t, "content")
+			for i := range all {
+				seed = seed*6364136223846793005 + 1442695040888963407
+				all[i] = byte(seed >> 40)
+			}
+			want := bytes.Clone(all)
+			copy(want[to:], want[from:from+n])
+			sum := slowSum(all[from : from+n])
+			if got := bits.ReverseBytes16(fold(moveSum(all[to:to+n], all[from:from+n]))); got != sum {
+				t.Fatalf("sum %#04x, want %#04x", got, sum)
+			}
+			if !bytes.Equal(all, want) {
+				t.Fatal("moved differently")
+			}
+		})
+	})
+}
+
 func BenchmarkOnesSum(b *testing.B) {
 	for _, n := range []int{20, 40, 64, 100, 200, 512, 1420} {
 		buf := make([]byte, n)
-		b.Run(fmt.Sprintf("scalar/%d", n), func(b *testing.B) {
-			b.SetBytes(int64(n))
-			for b.Loop() {
-				scalarSum(buf, 0)
-			}
-		})
-		for _, name := range vectorNames {
+		for _, name := range append([]string{"scalar"}, vectorNames...) {
 			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
 				onlyVector(b, name)
 				b.SetBytes(int64(n))

@@ -7,12 +7,14 @@ import (
 )
 
 // burstReader is what ReadBurst needs of a queue; it belongs to its caller.
+//
+// The packet is read in one piece to where the first of the packets cut from it will lie. Reading
+// each payload to its own place with readv was tried: the kernel takes as long for the many slices
+// as Cut for moving the payloads while it adds them up.
 type burstReader struct {
 	fn  func(fd uintptr) bool
-	sys func(fd uintptr, iov []unix.Iovec) (int, unix.Errno) // readv; tests put another kernel here
+	sys func(fd uintptr, b []byte) (int, unix.Errno) // read; tests put another kernel here
 
-	head [virtioHeaderLen]byte
-	iov  []unix.Iovec
 	rest []byte // what the next burst is, instead of reading
 	keep []byte // room for rest
 
@@ -27,8 +29,7 @@ type burstReader struct {
 
 func (r *burstReader) init(q *queue) {
 	r.fn = q.burstReady
-	r.sys = readv
-	r.iov = make([]unix.Iovec, 0, 2)
+	r.sys = read
 }
 
 // ReadBurst implements Queue.
@@ -58,10 +59,10 @@ func (q *queue) ReadBurst(b *Burst, buf []byte, s Spacing, wait bool) (bool, err
 // burstReady reads what is there; false lets the poller wait.
 func (q *queue) burstReady(fd uintptr) bool {
 	r := &q.read.burst
+	// The virtio header goes before the packet. With less room than that there is, Cut moves the packet.
+	front := max(r.s.Front, virtioHeaderLen)
 	for {
-		r.iov = appendIovec(r.iov[:0], r.head[:])
-		r.iov = appendIovec(r.iov, r.buf[r.s.Front:r.s.Front+maxRead])
-		n, err := r.sys(fd, r.iov)
+		n, err := r.sys(fd, r.buf[front-virtioHeaderLen:front+maxRead])
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -71,7 +72,7 @@ func (q *queue) burstReady(fd uintptr) bool {
 			r.err = err
 			return true
 		}
-		if !r.take(n - virtioHeaderLen) {
+		if !r.take(front, n-virtioHeaderLen) {
 			q.read.malformed.Add(1)
 			continue
 		}
@@ -82,21 +83,21 @@ func (q *queue) burstReady(fd uintptr) bool {
 }
 
 // take makes the burst of the n octets that were read.
-func (r *burstReader) take(n int) bool {
+func (r *burstReader) take(front, n int) bool {
 	if n < 0 || n >= maxRead {
 		return false
 	}
+	pkt := r.buf[front:][:n]
 	var h virtioHeader
-	h.decode(r.head[:])
+	h.decode(r.buf[front-virtioHeaderLen:])
 	var p super
-	if err := p.parse(&h, r.buf[r.s.Front:][:n], n); err != nil {
+	if err := p.parse(&h, pkt, n); err != nil {
 		return false
 	}
-	r.b.begin(&p, r.buf, r.s.Front, p.size, n)
+	r.b.begin(&p, r.buf, front, n)
 	if left := r.b.limit(r.s); left > 0 {
-		r.keep = append(r.keep[:0], r.head[:]...)
-		r.keep = append(r.keep, r.b.First[:p.payload]...)
-		r.keep = append(r.keep, r.buf[r.s.Front+n-left:][:left]...)
+		r.keep = append(r.keep[:0], r.buf[front-virtioHeaderLen:front+p.payload]...)
+		r.keep = append(r.keep, pkt[n-left:]...)
 		r.rest = r.keep
 		r.b.following(r.rest[virtioHeaderLen:])
 	}
@@ -109,8 +110,8 @@ func (r *burstReader) again() {
 	r.ok = r.err == nil
 }
 
-// readv is unix.Readv without its allocation.
-func readv(fd uintptr, iov []unix.Iovec) (int, unix.Errno) {
-	n, _, e := unix.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
+// read is unix.Read without what it does for the race detector.
+func read(fd uintptr, b []byte) (int, unix.Errno) {
+	n, _, e := unix.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
 	return int(n), e
 }
