@@ -196,8 +196,13 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 		old = nil // the peer closed it meanwhile
 	}
 	lost := old != nil && t.rival != nil && slices.Contains(sa.est.children, t.rival.child) && t.rival.ourLoss(t.ni, in.nonce)
+	// Both ends asked at once, and the peer's was made meanwhile.
+	surplus := t.more && sa.est.standing(t.cfg.Name) >= t.cfg.Queues
+	if t.more && !surplus && slices.ContainsFunc(sa.est.children, func(c *child) bool { return c.queue == t.queue && c.stands(t.cfg.Name) }) {
+		k.queue = sa.freeQueue(t.cfg)
+	}
 	k.replaces = old
-	k.sendNow = !lost
+	k.sendNow = !lost && !surplus
 	id := t.id
 	t.id = 0 // belongs to the CHILD SA now
 	t.retire(sa)
@@ -206,6 +211,8 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 	case ierr != nil:
 		sa.host.freeESPSPI(t.spi, id)
 		sa.fail(ierr)
+	case surplus:
+		sa.deleteChild(c, Reason{Code: ReasonRedundant, Rekeyed: true, Text: "both ends made one more CHILD SA at once; the peer's stays"})
 	case old == nil:
 		sa.grown(c, true)
 	case lost:
@@ -280,7 +287,11 @@ func (t *newChild) refused(sa *SA, g *generation, n *message.Notify) {
 	case notifyTemporaryFailure:
 		// RFC 7296, section 2.25: never at once.
 		t.retire(sa)
-		t.again(sa, sa.retryAfter())
+		after := sa.retryAfter()
+		if t.more {
+			after = min(after, askAgain)
+		}
+		t.again(sa, after)
 		return
 	case notifyTSMaxQueue, notifyNoAdditionalSAs:
 		if sa.est.standing(t.cfg.Name) > 0 && t.old == nil {
@@ -321,6 +332,7 @@ func (t *newChild) failed(sa *SA, err error) {
 func (t *newChild) again(sa *SA, after time.Duration) {
 	old, name := t.old, t.cfg.Name
 	if t.more {
+		sa.group(name).notBefore = sa.now.Add(after)
 		sa.growLater(name, after)
 		return
 	}

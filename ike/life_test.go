@@ -339,7 +339,10 @@ func randomLife(t *testing.T, seed uint64) bool {
 		o := c.Children[0]
 		o.Name, o.LocalTS, o.RemoteTS = "other", prefix("10.9.0.0/24"), prefix("10.9.0.0/24")
 		c.Children = append(c.Children, o)
-	}})
+	}, edit: func(p *pair) {
+		p.ca.Children[0].Queues, p.cb.Children[0].Queues = p.w.Intn(5), p.w.Intn(5)
+		p.ca.Children[1].Queues, p.cb.Children[1].Queues = p.w.Intn(3), p.w.Intn(3)
+	}, ea: func(c *ike.Config) { c.Queues = int(seed % 5) }, eb: func(c *ike.Config) { c.Queues = int(seed / 5 % 5) }})
 	w := p.w
 	w.Link = iketest.Link{
 		Delay: time.Duration(1+w.Intn(100)) * time.Millisecond, Jitter: time.Duration(1+w.Intn(300)) * time.Millisecond,
@@ -358,7 +361,7 @@ func randomLife(t *testing.T, seed uint64) bool {
 		if len(some.Children) > 0 {
 			child = some.Children[w.Intn(len(some.Children))].ID
 		}
-		do := w.Intn(10)
+		do := w.Intn(13)
 		if child == 0 {
 			do = 0
 		}
@@ -377,6 +380,8 @@ func randomLife(t *testing.T, seed uint64) bool {
 			}
 		case 9:
 			w.Link.Cut = w.Intn(4) == 0
+		case 10, 11, 12:
+			_ = n.Endpoint.WantQueues("a-b", []string{"net", "other"}[w.Intn(2)], 1+w.Intn(5))
 		}
 		w.For(time.Duration(w.Intn([]int{30, 300, 3000, 30000}[w.Intn(4)])) * time.Millisecond)
 		p.sound()
@@ -387,6 +392,18 @@ func randomLife(t *testing.T, seed uint64) bool {
 		w.For(time.Second)
 	}
 	p.agree()
+	for _, x := range []struct {
+		n *iketest.Node
+		c *ike.PeerConfig
+	}{{p.a, p.ca}, {p.b, p.cb}} {
+		for _, c := range x.n.Children {
+			for _, cfg := range x.c.Children {
+				if cfg.Name == c.Child && c.Queue >= max(cfg.Queues, 1) {
+					t.Errorf("%s: queue %d of %s, which has %d", x.n.Name, c.Queue, c.Child, cfg.Queues)
+				}
+			}
+		}
+	}
 	for _, n := range nodes {
 		n.Endpoint.Terminate("a-b", "the end")
 	}

@@ -30,7 +30,8 @@ const maxQueues = 256
 const (
 	fullFor    = 10 * time.Minute // so long a peer that took no more is not asked again
 	wantEvery  = time.Second      // WantQueues with the same number counts once in so long a time
-	placeAfter = time.Second      // plus up to as much again, see placeFallback
+	askAgain   = time.Second      // after TEMPORARY_FAILURE, plus up to as much again
+	placeAfter = time.Second      // plus up to as much again, see place
 
 	// maxDuplicates is how many CHILD SAs of one ChildConfig may stand beyond twice its queues:
 	// those being replaced, and those that a peer makes for reasons of its own.
@@ -45,7 +46,7 @@ type queueGroup struct {
 	fullUntil time.Time // … and is not asked for more until then
 	notBefore time.Time // no request until then
 	waiting   bool      // grow is going to be called
-	placing   bool      // placeFallback is going to be called
+	placing   bool      // place is going to be called
 }
 
 // wantMark is the last call of WantQueues for a CHILD SA.
@@ -152,23 +153,26 @@ func (sa *SA) making(name string) []*newChild {
 	return out
 }
 
-// freeQueue returns the lowest queue number without a CHILD SA. One that we are making counts,
-// unless nothing else is left: the peer will not take that one then.
+// asking tells whether our request for one more is under way.
+func (sa *SA) asking(name string) bool {
+	if sa.cur.req == nil {
+		return false
+	}
+	t, ok := sa.cur.req.task.(*newChild)
+	return ok && t.more && t.cfg.Name == name
+}
+
+// freeQueue returns the lowest queue number without a CHILD SA; 0 when there is none, for one that
+// goes at once. One that we are making does not count: the peer may not take it, and it can have
+// another number when it comes.
 func (sa *SA) freeQueue(cfg *ChildConfig) int {
-	var stands, taken [maxQueues]bool
+	var stands [maxQueues]bool
 	for _, c := range sa.est.children {
 		if c.stands(cfg.Name) {
-			stands[c.queue], taken[c.queue] = true, true
+			stands[c.queue] = true
 		}
 	}
-	for _, t := range sa.making(cfg.Name) {
-		taken[t.queue] = true
-	}
-	n := max(cfg.Queues, 1)
-	if i := slices.Index(taken[:n], false); i >= 0 {
-		return i
-	}
-	return max(slices.Index(stands[:n], false), 0)
+	return max(slices.Index(stands[:max(cfg.Queues, 1)], false), 0)
 }
 
 // receiveQueue is the receive queue that the SPI of a CHILD SA is to lead to; -1: any.
@@ -224,8 +228,8 @@ func (sa *SA) admitChild(cfg *ChildConfig, k *keying, resource bool) message.Not
 	switch standing := e.standing(cfg.Name); {
 	case standing >= n, !room:
 		return notifyTSMaxQueue
-	case sa.initiator && standing > 0 && standing+len(sa.making(cfg.Name)) >= n:
-		// Both ends ask for the last one at once: that of the initiator of the IKE SA is made.
+	case sa.initiator && standing > 0 && sa.asking(cfg.Name):
+		// Both ends ask for one more at once: that of the initiator of the IKE SA is made.
 		return notifyTemporaryFailure
 	}
 	k.queue = sa.freeQueue(cfg)
@@ -286,11 +290,11 @@ func (sa *SA) growLater(name string, d time.Duration) {
 	})
 }
 
-// grown follows a new CHILD SA: the next one, and the fallback's place.
+// grown follows a new CHILD SA: the next one, and the places of all.
 func (sa *SA) grown(c *child, ours bool) {
 	name := c.cfg.Name
-	if c.queue > 0 && sa.cfg.Queues > 1 {
-		sa.placeFallback(name)
+	if sa.cfg.Queues > 1 && sa.several(name) {
+		sa.place(name)
 	}
 	switch {
 	case ours:
@@ -300,9 +304,10 @@ func (sa *SA) grown(c *child, ours bool) {
 	}
 }
 
-// placeFallback rekeys a fallback whose SPI leads to the receive queue of another CHILD SA: it
-// was alone when it was made. The peer may have the same reason; one rekey is enough for both.
-func (sa *SA) placeFallback(name string) {
+// place rekeys a CHILD SA whose SPI leads to the receive queue of another one: the fallback, which
+// was alone when it was made, or one whose number the peer's took while both were being made. The
+// peer may have the same reason; one rekey is enough for both.
+func (sa *SA) place(name string) {
 	q := sa.group(name)
 	if q.placing {
 		return
@@ -314,7 +319,7 @@ func (sa *SA) placeFallback(name string) {
 			return
 		}
 		for _, c := range slices.Clone(sa.est.children) {
-			if c.queue == 0 && c.stands(name) && c.spiIn%uint32(sa.cfg.Queues) != 0 {
+			if n := uint32(sa.cfg.Queues); c.stands(name) && c.spiIn%n != uint32(c.queue)%n {
 				sa.rekeyChild(c)
 			}
 		}

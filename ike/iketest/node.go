@@ -31,8 +31,6 @@ type Node struct {
 	// Keys are all keys that were ever installed for sending, by their octets.
 	keys  map[string]ike.ChildID
 	world *World
-	// queues is Config.Queues.
-	queues int
 }
 
 // Child is a CHILD SA as the data path sees it.
@@ -61,7 +59,7 @@ func (w *World) NewNode(name string, addr netip.Addr, edit func(*ike.Config)) (*
 	if err != nil {
 		return nil, err
 	}
-	n.Endpoint, n.queues = ep, cfg.Queues
+	n.Endpoint = ep
 	w.nodes[addr] = n
 	return n, nil
 }
@@ -129,9 +127,6 @@ func (n *Node) ChildUp(c ike.ChildSA) {
 	}
 	if old := n.Children[c.Replaces]; old != nil && (old.Queue != c.Queue || old.Child != c.Child) {
 		n.violate("CHILD SA %d of %s replaces %d of %s", c.ID, key(&c), old.ID, key(&old.ChildSA))
-	}
-	if c.Queue > 0 && n.queues > 1 && int(c.SPIIn)%n.queues != c.Queue%n.queues {
-		n.violate("CHILD SA %d of queue %d has SPI %08x, which leads to queue %d of %d", c.ID, c.Queue, c.SPIIn, int(c.SPIIn)%n.queues, n.queues)
 	}
 	if len(c.KeyIn) == 0 || bytes.Equal(c.KeyIn, c.KeyOut) {
 		n.violate("CHILD SA %d: bad keys", c.ID)
