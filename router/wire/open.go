@@ -253,8 +253,10 @@ func (g *Group) setOptions(fd, q int) error {
 	// packet that they quote.
 	var err error
 	if g.v6 {
-		err = errors.Join(
-			set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1, "IPV6_V6ONLY"),
+		if !g.native { // raw IPv6 sockets never see IPv4, and refuse the option
+			err = set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1, "IPV6_V6ONLY")
+		}
+		err = errors.Join(err,
 			set(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1, "IPV6_RECVPKTINFO"),
 			set(unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1, "IPV6_RECVTCLASS"),
 			set(unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE, "IPV6_MTU_DISCOVER"),
