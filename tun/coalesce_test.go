@@ -42,7 +42,7 @@ func (k *fakeKernel) sys(_ uintptr, iov []unix.Iovec) unix.Errno {
 func newFakeQueue(off Offloads) (*queue, *fakeKernel) {
 	k := &fakeKernel{}
 	q := &queue{conn: k}
-	q.write.fn, q.write.sys = q.writeReady, k.sys
+	q.write.fn, q.write.sys = q.write.ready, k.sys
 	q.write.glue.tcp, q.write.glue.udp = off.TCP, off.UDP
 	return q, k
 }
@@ -521,32 +521,50 @@ func TestWriteAllocations(t *testing.T) {
 // BenchmarkCoalesce is WriteBatch without the system call.
 func BenchmarkCoalesce(b *testing.B) {
 	for _, c := range []struct {
-		name    string
-		d       desc
-		n, size int
+		name     string
+		d        desc
+		n, size  int
+		flows    int
+		perFlow  int // packets in a row
+		minRatio int
 	}{
-		{"tcp4/1368", desc{proto: protoTCP, flags: tcpACK, opt: make([]byte, 12)}, 46, 1368},
-		{"tcp6/1348", desc{v6: true, proto: protoTCP, flags: tcpACK, opt: make([]byte, 12)}, 46, 1348},
-		{"udp4/200", desc{proto: protoUDP}, 64, 200},
+		{"tcp4/45x1400", desc{proto: protoTCP, flags: tcpACK, opt: make([]byte, 12)}, 45, 1400, 1, 45, 45},
+		{"tcp6/45x1400", desc{v6: true, proto: protoTCP, flags: tcpACK, opt: make([]byte, 12)}, 45, 1400, 1, 45, 45},
+		{"udp4/64x200", desc{proto: protoUDP}, 64, 200, 1, 64, 64},
+		{"udp4/64x200/4-flows", desc{proto: protoUDP}, 64, 200, 4, 1, 16},
+		{"udp4/64x200/64-flows", desc{proto: protoUDP}, 64, 200, 64, 1, 1},
+		{"udp4/64x1400/64-flows", desc{proto: protoUDP}, 64, 1400, 64, 1, 1},
+		{"tcp4/64x0/1-flow", desc{proto: protoTCP, flags: tcpACK, opt: make([]byte, 12)}, 64, 0, 1, 64, 1},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			c.d.data = make([]byte, c.n*c.size)
-			src := c.d.segments(c.size)
+			var src [][]byte
+			for i := range c.n {
+				d := c.d
+				f := i / c.perFlow % c.flows
+				k := i/(c.perFlow*c.flows)*c.perFlow + i%c.perFlow // in its flow
+				d.sp, d.dp, d.df, d.ttl = uint16(1000+f), 9, true, 64
+				d.id, d.seq = uint16(k), uint32(k*c.size)
+				d.data = bytes.Repeat([]byte{byte(i)}, c.size)
+				src = append(src, d.build(false))
+			}
 			q, _ := newFakeQueue(Offloads{TCP: true, UDP: true})
 			writes := 0
 			q.write.sys = func(uintptr, []unix.Iovec) unix.Errno { writes++; return 0 }
 			pkts := batch(src)
-			b.SetBytes(int64(len(c.d.data)))
+			b.SetBytes(int64(c.n * len(src[0])))
 			b.ReportAllocs()
 			rounds := 0
 			for b.Loop() {
-				copy(pkts[0].Buf[VirtioHeaderLen:], src[0]) // only the head is changed
+				for f := range c.flows { // only the heads are changed
+					i := f * c.perFlow
+					copy(pkts[i].Buf[VirtioHeaderLen:], src[i][:min(len(src[i]), 72)])
+				}
 				if _, err := q.WriteBatch(pkts); err != nil {
 					b.Fatal(err)
 				}
 				rounds++
 			}
-			if writes != rounds {
+			if writes != rounds*c.n/c.minRatio {
 				b.Fatalf("%d writes in %d rounds", writes, rounds)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(rounds*c.n), "ns/packet")

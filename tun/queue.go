@@ -1,6 +1,7 @@
 package tun
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -34,13 +35,25 @@ type queue struct {
 	}
 	_ [64]byte
 
-	write struct {
-		glue coalescer
-		iov  []unix.Iovec
-		fn   func(fd uintptr) bool
-		sys  func(fd uintptr, iov []unix.Iovec) unix.Errno // writev; tests put a kernel that refuses here
-		err  error
+	write writer
+}
 
+// writer is what WriteBatch needs.
+type writer struct {
+	glue coalescer
+	iov  []unix.Iovec
+	fn   func(fd uintptr) bool
+	sys  func(fd uintptr, iov []unix.Iovec) unix.Errno // writev; tests put a kernel that refuses here
+
+	// Of the call.
+	pkts   []Packet
+	at     int   // which of glue.runs is being written
+	single int32 // which packet of it, if the kernel did not take them together; or -1
+	err    error // the first refusal
+
+	packets, bytes, calls, failed int
+
+	count struct {
 		packets, bytes, calls, errors, fallbacks atomic.Uint64
 	}
 }
@@ -54,7 +67,7 @@ func newQueue(f *os.File, off Offloads) (*queue, error) {
 	q.read.raw = make([]byte, virtioHeaderLen+0xffff+ipv6HeaderLen)
 	q.read.fn = q.readReady
 	q.read.burst.init(q)
-	q.write.fn = q.writeReady
+	q.write.fn = q.write.ready
 	q.write.sys = writev
 	q.write.glue.tcp, q.write.glue.udp = off.TCP, off.UDP
 	return q, nil
@@ -137,8 +150,7 @@ func (q *queue) segment() {
 // WriteBatch implements Queue.
 func (q *queue) WriteBatch(pkts []Packet) (int, error) {
 	w := &q.write
-	var first error
-	var packets, bytes, calls, failed uint64
+	w.packets, w.bytes, w.calls, w.failed, w.err = 0, 0, 0, 0, nil
 	for i := range pkts {
 		p := &pkts[i]
 		var err error
@@ -148,99 +160,110 @@ func (q *queue) WriteBatch(pkts []Packet) (int, error) {
 			err = ErrNotIP
 		}
 		if err != nil {
-			failed++
-			if first == nil {
-				first = err
-			}
+			w.refused(err)
 		}
 		w.glue.add(pkts, i, err == nil)
 	}
-	for r := w.glue.first(); r != nil; r = w.glue.following() {
-		calls++
-		n, size, err := q.writeRun(pkts, r)
-		packets += uint64(n)
-		bytes += uint64(size)
-		failed += uint64(r.count - n)
-		if err != nil && first == nil {
-			first = err
+	w.pkts, w.at, w.single = pkts, 0, -1
+	if len(w.glue.runs) > 0 {
+		if err := q.conn.Write(w.fn); err != nil { // closed
+			for _, r := range w.glue.runs[w.at:] {
+				w.failed += int(r.count)
+			}
+			w.err = cmp.Or(w.err, err)
 		}
 	}
+	w.pkts = nil
 	w.glue.reset()
-	w.packets.Add(packets)
-	w.bytes.Add(bytes)
-	w.calls.Add(calls)
-	w.errors.Add(failed)
-	if first != nil {
-		first = q.wrap(first, "write")
+	w.count.packets.Add(uint64(w.packets))
+	w.count.bytes.Add(uint64(w.bytes))
+	w.count.calls.Add(uint64(w.calls))
+	if w.failed > 0 {
+		w.count.errors.Add(uint64(w.failed))
 	}
-	return int(packets), first
+	if w.err != nil {
+		return w.packets, q.wrap(w.err, "write")
+	}
+	return w.packets, nil
 }
 
-// writeRun writes one run; when the kernel refuses it as a super-packet, its packets one by one.
-func (q *queue) writeRun(pkts []Packet, r *run) (packets, bytes int, err error) {
-	w := &q.write
-	w.iov = r.vector(pkts, w.glue.next, w.iov[:0])
-	for i := r.head; i >= 0; i = w.glue.after(i) {
-		bytes += pkts[i].Len
+// refused counts a packet that is not written.
+func (w *writer) refused(err error) {
+	w.failed++
+	if w.err == nil {
+		w.err = err
 	}
-	if err = q.writev(); err == nil {
-		return r.count, bytes, nil
-	}
-	if r.count == 1 || !errors.Is(err, unix.EINVAL) {
-		return 0, 0, err
-	}
-	w.fallbacks.Add(1)
-	r.restore(pkts)
-	bytes, err = 0, nil
-	for i := r.head; i >= 0; i = w.glue.after(i) {
-		p := &pkts[i]
-		w.iov = single(p, w.iov[:0])
-		if e := q.writev(); e != nil {
-			err = e
-			continue
+}
+
+// ready writes the runs from w.at on; false lets the poller wait.
+func (w *writer) ready(fd uintptr) bool {
+	for ; w.at < len(w.glue.runs); w.at++ {
+		r := &w.glue.runs[w.at]
+		if w.single < 0 {
+			w.iov = r.vector(w.pkts, w.glue.next, w.iov[:0])
+			switch err := w.write(fd); {
+			case err == unix.EAGAIN:
+				if r.count > 1 {
+					r.restore(w.pkts) // vector is called again
+				}
+				return false
+			case err == 0:
+				w.calls++
+				w.packets += int(r.count)
+				w.bytes += int(r.total) + int(r.count-1)*int(r.payload)
+				continue
+			case err != unix.EINVAL || r.count == 1:
+				w.calls++
+				w.refused(err)
+				w.failed += int(r.count) - 1
+				continue
+			}
+			// The kernel does not take it as a super-packet.
+			w.calls++
+			w.count.fallbacks.Add(1)
+			r.restore(w.pkts)
+			w.single = r.head
 		}
-		packets++
-		bytes += p.Len
+		for w.single >= 0 {
+			p := &w.pkts[w.single]
+			w.iov = single(p, w.iov[:0])
+			switch err := w.write(fd); err {
+			case unix.EAGAIN:
+				return false
+			case 0:
+				w.packets++
+				w.bytes += p.Len
+			default:
+				w.refused(err)
+			}
+			w.single = w.glue.next[w.single]
+		}
 	}
-	return packets, bytes, err
+	return true
 }
 
-func (q *queue) writev() error {
-	w := &q.write
-	w.err = nil
-	if err := q.conn.Write(w.fn); err != nil {
-		return err
-	}
-	return w.err
-}
-
-// writeReady writes; false lets the poller wait.
-func (q *queue) writeReady(fd uintptr) bool {
-	w := &q.write
+// write writes w.iov, however often a signal comes.
+func (w *writer) write(fd uintptr) unix.Errno {
 	for {
-		switch e := w.sys(fd, w.iov); e {
-		case 0:
-			return true
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return false
-		default:
-			w.err = e
-			return true
+		if err := w.sys(fd, w.iov); err != unix.EINTR {
+			return err
 		}
 	}
 }
 
 // writev is unix.Writev without its allocation.
 func writev(fd uintptr, iov []unix.Iovec) unix.Errno {
+	if len(iov) == 1 {
+		_, _, e := unix.Syscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(iov[0].Base)), uintptr(iov[0].Len))
+		return e
+	}
 	_, _, e := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
 	return e
 }
 
 // Counters returns what this queue did so far.
 func (q *queue) Counters() Counters {
-	r, w := &q.read, &q.write
+	r, w := &q.read, &q.write.count
 	return Counters{
 		ReadPackets: r.packets.Load(), ReadBytes: r.bytes.Load(), ReadCalls: r.calls.Load(),
 		Malformed: r.malformed.Load(), TooLong: r.tooLong.Load(),
