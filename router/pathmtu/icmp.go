@@ -48,7 +48,7 @@ var (
 	tooBig4  = TypeCode{3, 4}
 	tooBig6  = TypeCode{2, 0}
 	hostAway = TypeCode{3, 1}
-	// RFC 2473, section 8.2: whatever makes the tunnel's end unreachable is "address unreachable"
+	// RFC 2473, sections 8.2 and 8.3: whatever makes the tunnel's end unreachable is "unreachable"
 	// to those whose packets went into the tunnel; its topology is none of their business.
 	addrAway = TypeCode{1, 3}
 )

@@ -179,9 +179,10 @@ func (p *Path) SetLink(link int, now time.Time) (changed bool) {
 // LocalTooBig tells that the own kernel refused a packet with EMSGSIZE, because the link's MTU is
 // mtu octets. This is trusted, below the floor as well.
 //
-// It must be the kernel's own opinion: the error queue says SO_EE_ORIGIN_LOCAL, and the socket
-// ignores the kernel's path MTU cache (IP_PMTUDISC_PROBE), which any ICMP message may fill. An
-// EMSGSIZE that a send call returns may as well be the echo of an ICMP message.
+// It must be the kernel's own opinion, so of a socket that ignores the kernel's path MTU cache,
+// which any ICMP message may fill (IP_PMTUDISC_PROBE; with IP_PMTUDISC_DO even SO_EE_ORIGIN_LOCAL
+// quotes that cache), and that does not report ICMP errors (no IP_RECVERR: an EMSGSIZE may be the
+// echo of an ICMP message then). Such a socket's EMSGSIZE tells no MTU: ask the route's link.
 func (p *Path) LocalTooBig(mtu int, now time.Time) (changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
