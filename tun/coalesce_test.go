@@ -21,7 +21,8 @@ type fakeKernel struct {
 func (k *fakeKernel) Control(func(uintptr)) error   { return nil }
 func (k *fakeKernel) Read(func(uintptr) bool) error { return os.ErrClosed }
 func (k *fakeKernel) Write(f func(uintptr) bool) error {
-	f(0)
+	for !f(0) { // as the poller does
+	}
 	return nil
 }
 
@@ -438,6 +439,49 @@ func TestWriteFallback(t *testing.T) {
 			t.Fatalf("counters %+v", c)
 		}
 	}
+}
+
+// A device that is full for a moment, and signals, cost nothing but time; also in the middle of what
+// the kernel did not take together.
+func TestWriteAgain(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		pkts := drawStream(t)
+		fallback := rapid.Bool().Draw(t, "no super-packets")
+		seed := rapid.Uint64().Draw(t, "seed")
+		q, k := newFakeQueue(Offloads{TCP: true, UDP: true})
+		k.refuse = func(b []byte) unix.Errno {
+			seed = seed*6364136223846793005 + 1442695040888963407
+			switch {
+			case seed>>62 == 0:
+				return unix.EAGAIN
+			case seed>>62 == 1:
+				return unix.EINTR
+			case fallback && b[1] != gsoNone:
+				return unix.EINVAL
+			}
+			return 0
+		}
+		if n, err := q.WriteBatch(batch(pkts)); n != len(pkts) || err != nil {
+			t.Fatalf("%d of %d written: %v", n, len(pkts), err)
+		}
+		var out [][]byte
+		size := 0
+		for _, b := range k.written {
+			cut, err := kernel(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, cut...)
+		}
+		for _, p := range pkts {
+			size += len(p)
+		}
+		sameStream(t, pkts, out)
+		if c := q.Counters(); c.WritePackets != uint64(len(pkts)) || c.WriteBytes != uint64(size) || c.WriteErrors != 0 ||
+			!fallback && c.WriteCalls != uint64(len(k.written)) {
+			t.Fatalf("counters %+v, %d packets of %d octets in %d writes", c, len(pkts), size, len(k.written))
+		}
+	})
 }
 
 func TestWriteErrors(t *testing.T) {

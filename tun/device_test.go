@@ -137,6 +137,51 @@ func splice(t *testing.T, wg *sync.WaitGroup, a, b Queue, see func([]byte)) {
 	})
 }
 
+// spliceBursts is splice by way of ReadBurst. The spacing changes all the time, and so does whether
+// it is that which was guessed.
+func spliceBursts(t *testing.T, wg *sync.WaitGroup, a, b Queue, see func([]byte)) {
+	wg.Go(func() {
+		spacings := []Spacing{
+			{Front: VirtioHeaderLen, Back: 18, Align: 4, Trailer: 2},
+			{Front: 40, Back: 50, Align: 16, Trailer: 2},
+			{Front: 24, Back: 34, Align: 4, Trailer: 2},
+		}
+		arena := make([]byte, 160<<10)
+		var burst Burst
+		var pkts []Packet
+		for i := 0; ; i++ {
+			guess, s := spacings[i/7%3], spacings[i/5%3]
+			ok, err := a.ReadBurst(&burst, arena, guess, false)
+			if !ok && err == nil {
+				ok, err = a.ReadBurst(&burst, arena, guess, true)
+			}
+			if errors.Is(err, ErrClosed) {
+				return
+			}
+			if !ok || err != nil {
+				t.Errorf("read: %t, %v", ok, err)
+				return
+			}
+			if err := burst.Cut(s); err != nil {
+				t.Errorf("cut: %v", err)
+				return
+			}
+			pkts = pkts[:0]
+			for k := range burst.Count {
+				n := burst.Full
+				if k == burst.Count-1 {
+					n = burst.Last
+				}
+				pkts = append(pkts, Packet{Buf: arena, Off: s.Front + k*s.Stride(burst.Full), Len: n})
+				see(arena[pkts[k].Off:][:n])
+			}
+			if w, err := b.WriteBatch(pkts); err != nil && !errors.Is(err, ErrClosed) {
+				t.Errorf("%d of %d written: %v", w, len(pkts), err)
+			}
+		}
+	})
+}
+
 // checkPacket complains about packets that an IP host would not have sent.
 func checkPacket(t *testing.T, b []byte) {
 	if len(b) > 1420 {
@@ -159,8 +204,20 @@ func TestRealDevice(t *testing.T) {
 	for _, c := range []struct {
 		offA, offB bool
 		queues     int
-	}{{true, true, 1}, {true, true, 2}, {false, false, 1}, {true, false, 1}, {false, true, 2}} {
-		t.Run(fmt.Sprintf("offload=%t,%t/queues=%d", c.offA, c.offB, c.queues), func(t *testing.T) {
+		bursts     bool // ReadBurst instead of ReadBatch
+	}{
+		{true, true, 1, false},
+		{true, true, 2, false},
+		{false, false, 1, false},
+		{true, false, 1, false},
+		{false, true, 2, false},
+		{true, true, 1, true},
+		{true, true, 2, true},
+		{false, false, 1, true},
+		{true, false, 1, true},
+		{false, true, 2, true},
+	} {
+		t.Run(fmt.Sprintf("offload=%t,%t/queues=%d/bursts=%t", c.offA, c.offB, c.queues, c.bursts), func(t *testing.T) {
 			sa, sb := newSpace(t), newSpace(t)
 			a, b := sa.device(1, c.queues, c.offA), sb.device(2, c.queues, c.offB)
 			t.Logf("granted: %+v, %+v", a.Offloads(), b.Offloads())
@@ -169,9 +226,13 @@ func TestRealDevice(t *testing.T) {
 			}
 			var wg sync.WaitGroup
 			check := func(p []byte) { checkPacket(t, p) }
+			connect := splice
+			if c.bursts {
+				connect = spliceBursts
+			}
 			for i, q := range a.Queues() {
-				splice(t, &wg, q, b.Queues()[i], check)
-				splice(t, &wg, b.Queues()[i], q, check)
+				connect(t, &wg, q, b.Queues()[i], check)
+				connect(t, &wg, b.Queues()[i], q, check)
 			}
 			for _, v6 := range []bool{false, true} {
 				transferTCP(t, sa, sb, v6)
@@ -324,11 +385,20 @@ func transferUDP(t *testing.T, sa, sb *space, v6 bool) {
 func TestCloseWakesReaders(t *testing.T) {
 	d := newSpace(t).device(1, 4, true)
 	var wg sync.WaitGroup
-	for _, q := range d.Queues() {
+	for i, q := range d.Queues() {
+		bursts := i%2 == 1
 		wg.Go(func() {
 			bufs, sizes := [][]byte{make([]byte, 2000)}, make([]int, 1)
+			var b Burst
+			buf := make([]byte, BurstRoom)
 			for {
-				if _, err := q.ReadBatch(bufs, sizes, 0); err != nil {
+				var err error
+				if bursts {
+					_, err = q.ReadBurst(&b, buf, Spacing{}, true)
+				} else {
+					_, err = q.ReadBatch(bufs, sizes, 0)
+				}
+				if err != nil {
 					if !errors.Is(err, ErrClosed) {
 						t.Errorf("%v, want ErrClosed", err)
 					}
@@ -344,6 +414,11 @@ func TestCloseWakesReaders(t *testing.T) {
 	q := d.Queues()[0]
 	if _, err := q.ReadBatch([][]byte{make([]byte, 100)}, make([]int, 1), 0); !errors.Is(err, ErrClosed) {
 		t.Errorf("read after Close: %v", err)
+	}
+	for _, wait := range []bool{false, true} {
+		if _, err := q.ReadBurst(new(Burst), make([]byte, BurstRoom), Spacing{}, wait); !errors.Is(err, ErrClosed) {
+			t.Errorf("ReadBurst after Close: %v", err)
+		}
 	}
 	pkt := desc{proto: protoUDP}.build(false)
 	if _, err := q.WriteBatch(batch([][]byte{pkt})); !errors.Is(err, ErrClosed) {
