@@ -14,6 +14,8 @@ SEED     ?= 1
 ROUNDS   ?= 3
 SUBJECTS ?=
 TESTS    ?=
+TUNNELS  ?= 1,100,10000
+RULES    ?= 10,100000
 SECONDS_ := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
 
 # what `wardgate version` says; a tree without git says dev
@@ -81,7 +83,7 @@ bench-ike: build ## IKE set-ups per second: JSON lines in build/bench/ike.jsonl 
 bench-net: install build bench-peers bench-limit ## Wardgate and other tunnels in turn, in network namespaces (as root): build/bench/net.jsonl (ROUNDS=3 SECONDS=5 SUBJECTS= TESTS=)
 	@mkdir -p $(BENCH)
 	$(BIN)/wardgate-lab bench-net --bin $(BIN) --tools $(TOOLS) --limit $(BENCH)/bin/wardgated --rounds $(ROUNDS) --seconds $(SECONDS_) \
-		--subjects '$(SUBJECTS)' --tests '$(TESTS)' --out $(BENCH)/net.jsonl
+		--subjects '$(SUBJECTS)' --tests '$(TESTS)' --tunnels '$(TUNNELS)' --rules '$(RULES)' --out $(BENCH)/net.jsonl
 
 clean: ## remove build/ but for the linters, which take minutes to build
 	@if [[ -d build ]]; then find build -mindepth 1 -maxdepth 1 ! -name tools -exec rm -rf {} +; fi

@@ -18,7 +18,7 @@ import (
 
 func benchNetCommand() *cobra.Command {
 	b := &netBench{}
-	var bin, out, subjects, tests string
+	var bin, out, subjects, tests, tunnels, rules string
 	var seconds float64
 	cmd := &cobra.Command{
 		Use:   "bench-net --out FILE",
@@ -29,7 +29,18 @@ func benchNetCommand() *cobra.Command {
 				return fmt.Errorf("%w: ROUNDS=%d SECONDS=%v: want at least 1 round and 0.2 seconds", errUsage, b.rounds, seconds)
 			}
 			b.length = time.Duration(seconds * float64(time.Second))
-			if b.tests, err = chooseTests(tests); err != nil {
+			all := netTests()
+			for name, sizes := range map[string]string{"tunnels": tunnels, "rules": rules} {
+				t := scaleTest{name: name, scale: func(n int) lab.Scale { return lab.Scale{Tunnels: n} }}
+				if name == "rules" {
+					t.scale = func(n int) lab.Scale { return lab.Scale{Tunnels: 1, Rules: n} }
+				}
+				if t.sizes, err = parseSizes(sizes); err != nil {
+					return err
+				}
+				all = append(all, netTest{name: name, scale: &t})
+			}
+			if b.tests, err = chooseTests(all, tests); err != nil {
 				return err
 			}
 			ctx := cmd.Context()
@@ -37,11 +48,11 @@ func benchNetCommand() *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, b.lab.Close()) }()
-			all, err := b.lab.Subjects(ctx, b.tools)
+			there, err := b.lab.Subjects(ctx, b.tools)
 			if err != nil {
 				return err
 			}
-			if b.subjects, err = chooseSubjects(all, subjects); err != nil {
+			if b.subjects, err = chooseSubjects(there, subjects); err != nil {
 				return err
 			}
 			if b.out, err = os.Create(out); err != nil {
@@ -58,6 +69,8 @@ func benchNetCommand() *cobra.Command {
 	f.StringVar(&out, "out", "", "file for the JSON lines; replaced")
 	f.StringVar(&subjects, "subjects", "", "what to measure, with commas between; empty: everything")
 	f.StringVar(&tests, "tests", "", "tests to run, with commas between; empty: all but tunnels and rules")
+	f.StringVar(&tunnels, "tunnels", "1,100,10000", "the test tunnels: how many there are, one after the other")
+	f.StringVar(&rules, "rules", "10,100000", "the test rules: how many there are, one after the other")
 	f.IntVar(&b.rounds, "rounds", 3, "rounds; the subjects take turns in each")
 	f.Float64Var(&seconds, "seconds", 5, "length of one measurement")
 	if err := cmd.MarkFlagRequired("out"); err != nil {
@@ -76,8 +89,9 @@ type netBench struct {
 	length   time.Duration
 	out      *os.File
 
-	round   int
-	results []benchjson.Result
+	round     int
+	iperfRuns int // clients started: each has an output of its own
+	results   []benchjson.Result
 }
 
 func chooseSubjects(all []lab.Subject, names string) ([]lab.Subject, error) {
@@ -111,7 +125,7 @@ func (b *netBench) run(ctx context.Context) error {
 			return err
 		}
 		for _, s := range b.subjects {
-			switch err := b.subject(ctx, s); {
+			switch err := b.measure(ctx, s); {
 			case ctx.Err() != nil:
 				return ctx.Err()
 			case err != nil && s.Ours:
@@ -155,13 +169,31 @@ func (b *netBench) aead(ctx context.Context) error {
 // what it has.
 func (b *netBench) add(r benchjson.Result) error {
 	r.Round = b.round
+	r.Note = strings.ReplaceAll(r.Note, "\n", "; ")
 	b.results = append(b.results, r)
 	if r.Note != "" {
-		fmt.Fprintf(os.Stderr, "  %-18s %-12s %s\n", r.Subject, r.Test, r.Note)
+		fmt.Fprintf(os.Stderr, "  %-28s %-12s %s\n", r.Subject, r.Test, r.Note)
 	} else {
-		fmt.Fprintf(os.Stderr, "  %-18s %-12s %10.4g %s\n", r.Subject, r.Test, r.Value, r.Unit)
+		fmt.Fprintf(os.Stderr, "  %-28s %-12s %10.4g %s\n", r.Subject, r.Test, r.Value, r.Unit)
 	}
 	return benchjson.Write(b.out, []benchjson.Result{r})
+}
+
+// measure runs all tests on one subject.
+func (b *netBench) measure(ctx context.Context, s lab.Subject) error {
+	if slices.ContainsFunc(b.tests, func(t netTest) bool { return t.scale == nil }) {
+		if err := b.subject(ctx, s); err != nil {
+			return err
+		}
+	}
+	for _, t := range b.tests {
+		if t.scale != nil && s.Scale != nil {
+			if err := b.scaled(ctx, s, *t.scale); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // subject brings one subject up, measures and takes it down again.
@@ -180,12 +212,10 @@ func (b *netBench) subject(ctx context.Context, s lab.Subject) (err error) {
 		err = p.Ping(ctx, 10*time.Second)
 	}
 	if err != nil {
-		for _, d := range p.Daemons { // their logs go with them
-			err = fmt.Errorf("%w; %s: %s", err, d.Name, strings.ReplaceAll(strings.TrimSpace(d.Tail(3)), "\n", "; "))
-		}
-		return err
+		return withLogs(err, p)
 	}
 	m := &measurer{netBench: b, pair: p, name: s.Name}
+	defer m.close()
 	return m.all(ctx)
 }
 

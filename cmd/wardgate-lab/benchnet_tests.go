@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -13,15 +15,15 @@ import (
 	"wardgate/internal/lab"
 )
 
-// netTest is one measurement of a subject that is up.
+// netTest is one measurement of a subject that is up, or one that brings it up itself.
 type netTest struct {
-	name   string
-	run    func(m *measurer, ctx context.Context, test string) error
-	single bool // only when asked for by name
+	name  string
+	run   func(m *measurer, ctx context.Context, test string) error
+	scale *scaleTest // only when asked for by name
 }
 
 func netTests() []netTest {
-	tests := []netTest{
+	return []netTest{
 		tcp("tcp1"), tcp("tcp4", "-P", "4"), tcp("tcp1r", "-R"), tcp("tcp4r", "-P", "4", "-R"),
 		udp("udp64", 64), udp("udp200", 200), udp("udp512", 512), udp("udp1372", 1372), udp("imix", lab.IMIX...),
 		{name: "lossfree200", run: (*measurer).lossFree},
@@ -29,7 +31,6 @@ func netTests() []netTest {
 		{name: "loaded", run: (*measurer).loaded},
 		{name: "rss", run: (*measurer).rss},
 	}
-	return tests
 }
 
 func tcp(name string, args ...string) netTest {
@@ -40,12 +41,11 @@ func udp(name string, sizes ...int) netTest {
 	return netTest{name: name, run: func(m *measurer, ctx context.Context, test string) error { return m.udp(ctx, test, sizes) }}
 }
 
-func chooseTests(names string) ([]netTest, error) {
+func chooseTests(all []netTest, names string) ([]netTest, error) {
 	var out []netTest
-	all := netTests()
 	if names == "" {
 		for _, t := range all {
-			if !t.single {
+			if t.scale == nil {
 				out = append(out, t)
 			}
 		}
@@ -77,16 +77,21 @@ type measurer struct {
 	echo        *lab.Echo
 }
 
+// close ends what the tests have started in this program; programs end with the pair.
+func (m *measurer) close() {
+	if m.sink != nil {
+		m.sink.Close()
+	}
+	if m.echo != nil {
+		m.echo.Close()
+	}
+}
+
 func (m *measurer) all(ctx context.Context) error {
-	defer func() {
-		if m.sink != nil {
-			m.sink.Close()
-		}
-		if m.echo != nil {
-			m.echo.Close()
-		}
-	}()
 	for _, t := range m.tests {
+		if t.scale != nil {
+			continue
+		}
 		if err := t.run(m, ctx, t.name); err != nil {
 			return fmt.Errorf("%s: %w", t.name, err)
 		}
@@ -124,7 +129,7 @@ func (m *measurer) tcp(ctx context.Context, test string, args ...string) error {
 	if err != nil {
 		return err
 	}
-	r, err := m.iperf(ctx, m.length, args...)
+	r, err := m.iperf(ctx, m.pair.HostB.Addr, m.length, args...)
 	if err != nil {
 		return err
 	}
@@ -174,28 +179,38 @@ func parseIperf(text []byte) (*iperfResult, error) {
 }
 
 // iperf runs one iperf3 client on host A, for whole seconds.
-func (m *measurer) iperf(ctx context.Context, length time.Duration, args ...string) (*iperfResult, error) {
-	b := m.pair.HostB
+func (m *measurer) iperf(ctx context.Context, to netip.Addr, length time.Duration, args ...string) (*iperfResult, error) {
+	port := strconv.Itoa(lab.IperfPort)
 	if m.iperfServer == nil {
-		server, err := m.lab.Start(b.Netns, "iperf3", nil, "iperf3", "-s", "-p", strconv.Itoa(lab.IperfPort))
+		server, err := m.lab.Start(m.pair.HostB.Netns, "iperf3", nil, "iperf3", "-s", "-p", port)
 		if err != nil {
 			return nil, err
 		}
-		if err := b.WaitListening(ctx, "tcp", lab.IperfPort, server); err != nil {
+		if err := m.pair.HostB.WaitListening(ctx, "tcp", lab.IperfPort, server); err != nil {
 			return nil, err
 		}
 		m.iperfServer = server
 	}
 	seconds := max(1, int(length.Round(time.Second)/time.Second))
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds+20)*time.Second)
-	defer cancel()
-	all := append([]string{"-c", b.Addr.String(), "-p", strconv.Itoa(lab.IperfPort), "-t", strconv.Itoa(seconds), "-J"}, args...)
-	text, err := m.pair.HostA.Command(ctx, "iperf3", all...).Output()
-	r, parseErr := parseIperf(text)
-	if parseErr != nil {
-		return nil, errors.Join(parseErr, err)
+	m.iperfRuns++
+	name := fmt.Sprintf("iperf3-client-%d", m.iperfRuns)
+	client, err := m.lab.Start(m.pair.HostA.Netns, name, nil, append([]string{"iperf3", "-c", to.String(), "-p", port, "-t", strconv.Itoa(seconds), "-J"}, args...)...)
+	if err != nil {
+		return nil, err
 	}
-	return r, err
+	select {
+	case <-client.Done():
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(time.Duration(seconds)*time.Second + 20*time.Second):
+		return nil, errors.Join(fmt.Errorf("iperf3 has not ended 20 s after its %d s", seconds), client.Stop(time.Second))
+	}
+	text, err := os.ReadFile(client.Log)
+	if err != nil {
+		return nil, err
+	}
+	r, err := parseIperf(text)
+	return r, errors.Join(err, client.ExitErr())
 }
 
 func (m *measurer) startSink() (err error) {
@@ -271,7 +286,7 @@ func (m *measurer) idle(ctx context.Context, test string) error { return m.round
 func (m *measurer) loaded(ctx context.Context, test string) error {
 	load := make(chan error, 1)
 	go func() {
-		_, err := m.iperf(ctx, m.length+2*time.Second)
+		_, err := m.iperf(ctx, m.pair.HostB.Addr, m.length+2*time.Second)
 		load <- err
 	}()
 	select { // the stream gets up to speed

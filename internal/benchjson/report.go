@@ -56,6 +56,7 @@ var References = []struct{ Name, Subject, Test string }{
 	{"raw", "raw", ""},
 	{"raw-nogso", "raw-nogso", ""},
 	{"one core's AES-128-GCM (Go)", limit, "go-seal-128"},
+	{"one core's AES-128-GCM (esp)", limit, "esp-seal-128"},
 }
 
 // ours is the prefix of the subjects that are set against the references.

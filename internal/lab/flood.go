@@ -37,6 +37,8 @@ type Flood struct {
 	// Rate in packets per second; 0: as many as go.
 	Rate float64
 	For  time.Duration
+	// Packets ends the run when so many have been sent; 0: For does.
+	Packets uint64
 	// Sources and Targets are pairs of addresses that take turns, Burst packets each. Empty: the
 	// addresses of the two hosts.
 	Sources, Targets []netip.Addr
@@ -186,12 +188,20 @@ func (s *Sink) count() uint64 {
 	return s.n
 }
 
-// settle waits until nothing has come in for a moment, or for at most a second.
-func (s *Sink) settle() {
-	for end, was := time.Now().Add(time.Second), s.count(); time.Now().Before(end); {
-		time.Sleep(60 * time.Millisecond)
+// settle waits until done is true or, without done, until nothing has come in for a moment; at most
+// for limit.
+func (s *Sink) settle(ctx context.Context, done func() bool, limit time.Duration) {
+	pause := 60 * time.Millisecond
+	if done != nil {
+		pause = 2 * time.Millisecond
+	}
+	for end, was := time.Now().Add(limit), s.count(); time.Now().Before(end) && ctx.Err() == nil; {
+		if done != nil && done() {
+			return
+		}
+		time.Sleep(pause)
 		is := s.count()
-		if is == was {
+		if done == nil && is == was {
 			return
 		}
 		was = is
@@ -200,6 +210,12 @@ func (s *Sink) settle() {
 
 // Flood sends datagrams from the host to the sink and returns what arrived there.
 func (h *Host) Flood(ctx context.Context, to *Sink, f Flood) (FloodResult, error) {
+	return h.flood(ctx, to, f, nil, time.Second)
+}
+
+// flood waits for what is still on its way until done is true; without done, until nothing more
+// comes; at most for settle.
+func (h *Host) flood(ctx context.Context, to *Sink, f Flood, done func() bool, settle time.Duration) (FloodResult, error) {
 	if len(f.Sizes) == 0 || slices.Min(f.Sizes) < floodHeader || len(f.Sources) != len(f.Targets) {
 		return FloodResult{}, fmt.Errorf("lab: flood of sizes %v from %d to %d addresses: want sizes of at least %d octets, and as many sources as targets", f.Sizes, len(f.Sources), len(f.Targets), floodHeader)
 	}
@@ -228,7 +244,7 @@ func (h *Host) Flood(ctx context.Context, to *Sink, f Flood) (FloodResult, error
 	if err := <-sender; err != nil {
 		return r, fmt.Errorf("send from %s: %w", h.Name, err)
 	}
-	to.settle()
+	to.settle(ctx, done, settle)
 	to.mu.Lock()
 	defer to.mu.Unlock()
 	r.Received, r.Octets, r.Took = to.n, to.octets, max(took, to.last.Sub(to.first))
@@ -295,6 +311,12 @@ func (g *generator) send(ctx context.Context, start time.Time) (sent uint64, err
 			return sent, nil
 		}
 		n := floodBatch
+		if g.f.Packets > 0 {
+			if sent >= g.f.Packets {
+				return sent, nil
+			}
+			n = int(min(g.f.Packets-sent, floodBatch))
+		}
 		if g.f.Rate > 0 {
 			due := uint64(g.f.Rate * elapsed.Seconds())
 			if due <= sent {
@@ -302,7 +324,7 @@ func (g *generator) send(ctx context.Context, start time.Time) (sent uint64, err
 				_ = unix.Nanosleep(&wait, nil) // woken early: looks at the clock again
 				continue
 			}
-			n = int(min(due-sent, floodBatch))
+			n = min(n, int(min(due-sent, floodBatch)))
 		}
 		k, err := mmsg(unix.SYS_SENDMMSG, g.fd, g.fill(n), 0)
 		switch {

@@ -28,6 +28,8 @@ type Subject struct {
 	Ours bool
 	// Up brings it up on a fresh pair. It need not wait until packets pass.
 	Up func(ctx context.Context, p *Pair) error
+	// Scale brings it up with many tunnels or rules; nil where that is not measured.
+	Scale func(ctx context.Context, p *Pair, s Scale) (*Scaled, error)
 }
 
 // Ports that the measurements use on host B; the policies of a [Pair]'s Wardgates allow them to
@@ -50,9 +52,18 @@ func (l *Lab) Subjects(ctx context.Context, t Tools) ([]Subject, error) {
 	if err != nil {
 		return nil, err
 	}
+	wardgate := func(name, esp string) Subject {
+		return Subject{
+			Name: name, Ours: true,
+			Up: func(ctx context.Context, p *Pair) error { return w.up(ctx, p, "", esp) },
+			Scale: func(ctx context.Context, p *Pair, s Scale) (*Scaled, error) {
+				return w.scale(ctx, p, "", esp, s)
+			},
+		}
+	}
 	return []Subject{
-		{Name: "wardgate-128", Ours: true, Up: func(ctx context.Context, p *Pair) error { return w.up(ctx, p, "", "aes128gcm16") }},
-		{Name: "wardgate-256", Ours: true, Up: func(ctx context.Context, p *Pair) error { return w.up(ctx, p, "", "aes256gcm16") }},
+		wardgate("wardgate-128", "aes128gcm16"),
+		wardgate("wardgate-256", "aes256gcm16"),
 		{Name: "wardgate-limit", Up: func(ctx context.Context, p *Pair) error {
 			if err := isLimit(ctx, t.Limit); err != nil {
 				return err
