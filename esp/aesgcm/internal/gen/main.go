@@ -12,6 +12,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 )
 
 func main() {
@@ -36,10 +37,12 @@ const (
 
 // Registers. Vectors are named by number; which width is meant is the instruction's business.
 //
-//	AX  the schedule      R8  where in the powers the next vector's stand
-//	DI  dst               R9  the end of the powers
-//	SI  src               R10 blocks not yet hashed, that of the lengths included
-//	CX  octets left       R11, R12 additional data and its length
+//	AX  the schedule       R8  where in the powers the next vector's stand
+//	DI  dst - 16           R9  the end of the powers
+//	SI  src - 16           R10 blocks not yet hashed, that of the lengths included
+//	CX  octets left, 16 more than there are: J0 and the additional data's block come first
+//	R11 groups until the counters' lowest octet runs over
+//	R13 and BX: the lengths in bits
 const (
 	state = 0  // Z0–Z3: counters on their way to key stream, then text
 	data  = 4  // Z4–Z7: what GHASH takes next, octets reversed
@@ -48,12 +51,12 @@ const (
 	hi    = 10 //
 	t0    = 11 //
 	t1    = 12 //
-	carry = 13 // Open: the reduced sum that goes into the next vector
-	mask  = 13 // in the last group: E(K, J0)
-	ctr   = 14 // the next four counters, octets reversed
+	mask  = 13 // E(K, J0), from the first group on
+	ctr   = 14 // the next four counters
 	bswap = 15 // for VPSHUFB: reverses the octets of each block
-	rk    = 16 // Z16–Z30: round keys, the same in all lanes
-	four  = 31 // adds 4 to each counter
+	carry = 16 // Open: the reduced sum that goes into the next vector
+	rk    = 16 // Z17–Z30: round keys 1 to 14, the same in all lanes
+	t2    = 31 //
 )
 
 type gen struct {
@@ -61,6 +64,7 @@ type gen struct {
 	fn     string
 	rounds int
 	labels int
+	later  code // out of the way
 }
 
 type code []string
@@ -100,28 +104,37 @@ func weave(a, b code) code {
 	return append(out, b[done:]...)
 }
 
-// counters makes k vectors of counter blocks, with the first round key added.
-func (g *gen) counters(k int) (c code) {
-	for i := range k {
-		c.add("VPSHUFB Z%d, Z%d, Z%d", bswap, ctr, state+i)
-		c.add("VPADDD Z%d, Z%d, Z%d", four, ctr, ctr)
-		c.add("VPXORQ Z%d, Z%d, Z%d", rk, state+i, state+i)
+// counters makes k vectors of counter blocks, with the first round key added. They are counted as
+// they stand in memory, big-endian, by adding to the last octet alone: from 1 on, that one runs
+// over in every 16th group, which is dealt with apart, in reversed order.
+func (g *gen) counters(k int, first bool) {
+	g.op("VBROADCASTI32X4 %d(AX), Z%d", keysOff, t0)
+	if !first {
+		slow, done := g.newLabel("carry"), g.newLabel("counted")
+		g.op("SUBL $1, R11")
+		g.op("JZ %s", slow)
+		defer g.label(done)
+		var c code
+		c.add("VPSHUFB Z%d, Z%d, Z%d", bswap, ctr, ctr)
+		for i := range k {
+			c.add("VPSHUFB Z%d, Z%d, Z%d", bswap, ctr, state+i)
+			c.add("VPADDD fourReversed<>(SB), Z%d, Z%d", ctr, ctr)
+			c.add("VPXORQ Z%d, Z%d, Z%d", t0, state+i, state+i)
+		}
+		c.add("VPSHUFB Z%d, Z%d, Z%d", bswap, ctr, ctr)
+		c.add("MOVL $16, R11")
+		c.add("JMP %s", done)
+		g.later = append(g.later, slow+":")
+		g.later = append(g.later, c...)
 	}
-	return c
+	for i := range k {
+		g.op("VPXORQ Z%d, Z%d, Z%d", t0, ctr, state+i)
+		g.op("VPADDD four<>(SB), Z%d, Z%d", ctr, ctr)
+	}
 }
 
-// j0 makes the block that masks the tag (SP 800-38D section 7.1: J0 = nonce || 1) from the
-// nonce that the counters carry.
-func (g *gen) j0() (c code) {
-	c.add("MOVL $1, DX")
-	c.add("VPINSRD $0, DX, X%d, X%d", ctr, mask)
-	c.add("VPSHUFB X%d, X%d, X%d", bswap, mask, mask)
-	c.add("VPXORQ X%d, X%d, X%d", rk, mask, mask)
-	return c
-}
-
-// aes runs the rounds over k vectors, and over the tag's mask too if withMask.
-func (g *gen) aes(k int, withMask bool) (c code) {
+// aes runs the rounds over k vectors.
+func (g *gen) aes(k int) (c code) {
 	for r := 1; r <= g.rounds; r++ {
 		op := "VAESENC"
 		if r == g.rounds {
@@ -130,33 +143,56 @@ func (g *gen) aes(k int, withMask bool) (c code) {
 		for i := range k {
 			c.add("%s Z%d, Z%d, Z%d", op, rk+r, state+i, state+i)
 		}
-		if withMask {
-			c.add("%s X%d, X%d, X%d", op, rk+r, mask, mask)
-		}
 	}
 	return c
 }
 
-// mul adds the product of the vector d and the powers at addr to the sum.
+// mul adds the product of the vector d and the powers at addr to the sum. It overwrites d.
 func mul(w string, d int, addr string) (c code) {
 	c.add("VMOVDQU64 %s, %s%d", addr, w, t1)
+	c.mulMiddle(w, d)
 	c.add("VPCLMULQDQ $0x00, %s%d, %s%d, %s%d", w, t1, w, d, w, t0)
+	c.add("VPCLMULQDQ $0x11, %s%d, %s%d, %s%d", w, t1, w, d, w, d)
 	c.add("VPXORQ Z%d, Z%d, Z%d", t0, lo, lo)
-	c.add("VPCLMULQDQ $0x11, %s%d, %s%d, %s%d", w, t1, w, d, w, t0)
-	c.add("VPXORQ Z%d, Z%d, Z%d", t0, hi, hi)
-	c.add("VPCLMULQDQ $0x01, %s%d, %s%d, %s%d", w, t1, w, d, w, t0)
-	c.add("VPCLMULQDQ $0x10, %s%d, %s%d, %s%d", w, t1, w, d, w, t1)
-	c.add("VPTERNLOGQ $0x96, Z%d, Z%d, Z%d", t0, t1, mid)
+	c.add("VPXORQ Z%d, Z%d, Z%d", d, hi, hi)
 	return c
+}
+
+// mulTwo adds two products, those of d with the powers at addr and of e with those at addr2; some
+// sums of three take one instruction.
+func mulTwo(d int, addr string, e int, addr2 string) (c code) {
+	c.add("VMOVDQU64 %s, Z%d", addr, t1)
+	c.mulMiddle("Z", d)
+	c.add("VPCLMULQDQ $0x00, Z%d, Z%d, Z%d", t1, d, t0)
+	c.add("VPCLMULQDQ $0x11, Z%d, Z%d, Z%d", t1, d, d)
+	c.add("VMOVDQU64 %s, Z%d", addr2, t1)
+	c.add("VPCLMULQDQ $0x00, Z%d, Z%d, Z%d", t1, e, t2)
+	c.add("VPTERNLOGQ $0x96, Z%d, Z%d, Z%d", t0, t2, lo)
+	c.mulMiddle("Z", e)
+	c.add("VPCLMULQDQ $0x11, Z%d, Z%d, Z%d", t1, e, e)
+	c.add("VPTERNLOGQ $0x96, Z%d, Z%d, Z%d", d, e, hi)
+	return c
+}
+
+func (c *code) mulMiddle(w string, d int) {
+	c.add("VPCLMULQDQ $0x01, %s%d, %s%d, %s%d", w, t1, w, d, w, t0)
+	c.add("VPCLMULQDQ $0x10, %s%d, %s%d, %s%d", w, t1, w, d, w, t2)
+	c.add("VPTERNLOGQ $0x96, Z%d, Z%d, Z%d", t0, t2, mid)
 }
 
 // hash adds k vectors of data to the sum. The first one comes last: what is carried into it
 // comes out of a reduction and is the last to be ready.
 func hash(k int) (c code) {
-	for i := 1; i < k; i++ {
-		c = append(c, mul("Z", data+i, fmt.Sprintf("%d(R8)", i*64))...)
+	addr := func(i int) string { return fmt.Sprintf("%d(R8)", i%k*64) }
+	i := 1
+	if k%2 != 0 {
+		c = append(c, mul("Z", data+1%k, addr(1))...)
+		i++
 	}
-	return append(c, mul("Z", data, "(R8)")...)
+	for ; i <= k; i += 2 {
+		c = append(c, mulTwo(data+i, addr(i), data+(i+1)%k, addr(i+1))...)
+	}
+	return c
 }
 
 // reduce folds the sum, in the width w, to hi (mod the field's polynomial).
@@ -250,67 +286,124 @@ func (g *gen) prologue() {
 	g.op("MOVQ aad+48(FP), R11")
 	g.op("MOVQ aadLen+56(FP), R12")
 	g.op("VBROADCASTI32X4 bswap<>(SB), Z%d", bswap)
-	g.op("VMOVDQU64 four<>(SB), Z%d", four)
 
-	g.comment("the counters: nonce || 2, 3, 4, 5; they count in the lowest 32 bits when reversed")
+	g.comment("the counters: nonce || 1, 2, 3, 4; the first is J0 (SP 800-38D section 7.1)")
 	g.op("VMOVQ (BX), X%d", ctr)
 	g.op("VPINSRD $2, 8(BX), X%d, X%d", ctr, ctr)
-	g.op("VPSHUFB X%d, X%d, X%d", bswap, ctr, ctr)
 	g.op("VSHUFI64X2 $0, Z%d, Z%d, Z%d", ctr, ctr, ctr)
 	g.op("VPADDD first<>(SB), Z%d, Z%d", ctr, ctr)
-	for r := range g.rounds + 1 {
+	for r := 1; r <= g.rounds; r++ {
 		g.op("VBROADCASTI32X4 %d(AX), Z%d", keysOff+16*r, rk+r)
 	}
 
-	g.comment("additional data, up to the last 16 octets")
-	g.op("VPXOR X%d, X%d, X%d", hi, hi, hi)
+	g.comment("additional data: the last block of it to X%d, not reversed, what is before it added", t1)
+	g.op("VPXOR X%d, X%d, X%d", t1, t1, t1)
+	g.op("MOVQ R12, R13")
 	g.op("TESTQ R12, R12")
 	g.op("JZ aadDone")
 	g.op("CMPQ R12, $16")
-	g.op("JLE aadLast")
-	g.label("aadLoop")
-	g.op("VMOVDQU (R11), X%d", data)
-	g.op("VPSHUFB X%d, X%d, X%d", bswap, data, data)
-	g.op("VPXOR X%d, X%d, X%d", hi, data, data)
-	g.emit(mulH(data))
-	g.op("ADDQ $16, R11")
-	g.op("SUBQ $16, R12")
-	g.op("CMPQ R12, $16")
-	g.op("JG aadLoop")
+	g.op("JG aadLong")
 	g.label("aadLast")
 	g.op("MOVL $-1, DX")
 	g.op("BZHIL R12, DX, DX")
 	g.op("KMOVW DX, K2")
-	g.op("VMOVDQU8.Z (R11), K2, X%d", data)
-	g.op("VPSHUFB X%d, X%d, X%d", bswap, data, data)
-	g.op("VPXOR X%d, X%d, X%d", hi, data, data)
-	g.emit(mulH(data))
+	g.op("VMOVDQU8.Z (R11), K2, X%d", t0)
+	g.op("VPXOR X%d, X%d, X%d", t0, t1, t1)
 	g.label("aadDone")
-	g.op("VMOVDQA X%d, X%d", hi, carry)
 
 	g.op("MOVQ dst+16(FP), DI")
 	g.op("MOVQ src+24(FP), SI")
-	g.op("MOVQ aadLen+56(FP), R13")
 	g.op("SHLQ $3, R13")
 	g.op("LEAQ (CX*8), BX")
+	g.op("ADDQ $16, CX")
+	g.op("SUBQ $16, DI")
+	g.op("SUBQ $16, SI")
 	g.op("LEAQ %d(AX), R9", keysOff)
 	g.op("LEAQ 31(CX), R10")
 	g.op("SHRQ $4, R10")
+	g.op("MOVL $15, R11")
 	g.emit(startChunk())
 	g.emit(clearSum())
-	g.op("TESTQ CX, CX")
-	g.op("JZ empty")
+
+	var c code
+	c = append(c, "aadLong:")
+	c.add("VPXOR X%d, X%d, X%d", hi, hi, hi)
+	c = append(c, "aadLoop:")
+	c.add("VMOVDQU (R11), X%d", data)
+	c.add("VPSHUFB X%d, X%d, X%d", bswap, data, data)
+	c.add("VPXOR X%d, X%d, X%d", hi, data, data)
+	c = append(c, mulH(data)...)
+	c.add("ADDQ $16, R11")
+	c.add("SUBQ $16, R12")
+	c.add("CMPQ R12, $16")
+	c.add("JG aadLoop")
+	c.add("VPSHUFB X%d, X%d, X%d", bswap, hi, t1)
+	c.add("JMP aadLast")
+	g.later = append(g.later, c...)
 }
 
-// tailMask sets K1 to the octets that the last of k vectors holds.
-func tailMask(k int) (c code) {
+// The first vector's first block is J0's and the additional data's; notFirst sets K3 to the others.
+func notFirst() (c code) {
+	c.add("MOVQ $-65536, DX")
+	c.add("KMOVQ DX, K3")
+	return c
+}
+
+// tailMask sets K1 to the octets of text that the last of k vectors holds.
+func tailMask(k int, first bool) (c code) {
 	if k > 1 {
 		c.add("SUBQ $%d, CX", 64*(k-1))
 	}
-	c.add("MOVQ $-1, DX")
+	c.add("MOVQ $%d, DX", map[bool]int{true: -65536, false: -1}[first && k == 1])
 	c.add("BZHIQ CX, DX, DX")
 	c.add("KMOVQ DX, K1")
+	if first && k > 1 {
+		c = append(c, notFirst()...)
+	}
 	return c
+}
+
+// maskOf returns the mask register for vector i of k, "" if it is whole.
+func maskOf(i, k int, first, tail bool) string {
+	switch {
+	case tail && i == k-1:
+		return "K1"
+	case first && i == 0:
+		return "K3"
+	}
+	return ""
+}
+
+// load loads the vector at off(SI), zeroes where the mask says.
+func (g *gen) load(off int, mask string, to int) {
+	if mask == "" {
+		g.op("VMOVDQU64 %d(SI), Z%d", off, to)
+	} else {
+		g.op("VMOVDQU8.Z %d(SI), %s, Z%d", off, mask, to)
+	}
+}
+
+// crypt adds the text to the key stream and stores the sum. K1 and K3 are for a group that is
+// the first, the last, or both.
+func (g *gen) crypt(k int, first, tail bool) {
+	if first {
+		g.op("VMOVDQA X%d, X%d", state, mask)
+	}
+	for i := range k {
+		if m := maskOf(i, k, first, tail); m != "" {
+			g.load(64*i, m, t0)
+			g.op("VPXORQ Z%d, Z%d, Z%d", t0, state+i, state+i)
+		} else {
+			g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
+		}
+	}
+	for i := range k {
+		if m := maskOf(i, k, first, tail); m != "" {
+			g.op("VMOVDQU8 Z%d, %s, %d(DI)", state+i, m, 64*i)
+		} else {
+			g.op("VMOVDQU64 Z%d, %d(DI)", state+i, 64*i)
+		}
+	}
 }
 
 // finish makes the tag of the sum, deals with it, and leaves.
@@ -332,21 +425,22 @@ func (g *gen) finish() {
 	for _, r := range []int{0, 1, 2, 3, lo, mid, hi, t0, t1, mask} {
 		g.op("VPXOR X%d, X%d, X%d", r, r, r)
 	}
-	for r := range g.rounds + 1 {
+	for r := 1; r <= g.rounds; r++ {
 		g.op("VPXORQ Z%d, Z%d, Z%d", rk+r, rk+r, rk+r)
 	}
+	g.op("VPXORQ Z%d, Z%d, Z%d", t2, t2, t2)
 	g.op("VZEROUPPER")
 	g.op("RET")
 
-	g.label("empty")
-	g.op("VMOVDQA X%d, X%d", carry, t1)
-	g.emit(g.j0())
-	g.emit(g.aes(0, true))
-	g.op("VMOVQ BX, X%d", data)
-	g.op("VPINSRQ $1, R13, X%d, X%d", data, data)
-	g.op("VPXOR X%d, X%d, X%d", t1, data, data)
-	g.emit(mul("X", data, fmt.Sprintf("%d(AX)", hOff)))
-	g.op("JMP finish")
+	g.comment("what happens rarely")
+	for _, s := range g.later {
+		if strings.HasSuffix(s, ":") {
+			g.label(strings.TrimSuffix(s, ":"))
+		} else {
+			g.op("%s", s)
+		}
+	}
+	g.later = nil
 }
 
 // chooseTail jumps to the code for the number of vectors that CX octets, 1 to 256, need.
@@ -385,34 +479,38 @@ func nextGroup() (c code) {
 func (g *gen) seal() {
 	g.fn = "seal"
 	g.prologue()
-	text := func() {
-		for i := range 4 {
-			g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
-		}
-		for i := range 4 {
-			g.op("VMOVDQU64 Z%d, %d(DI)", state+i, 64*i)
-		}
-		for i := range 4 {
+	// reversed moves the ciphertext to where the hash takes it.
+	reversed := func(k int, first, tail bool) {
+		for i := range k {
+			if m := maskOf(i, k, first, tail); m != "" {
+				g.op("VMOVDQU8.Z Z%d, %s, Z%d", state+i, m, state+i)
+			}
+			if first && i == 0 {
+				g.op("VPORQ Z%d, Z%d, Z%d", t1, state, state)
+			}
 			g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, state+i, data+i)
 		}
-		g.emit(nextGroup())
 	}
 	g.op("CMPQ CX, $%d", group)
 	g.op("JG whole")
 	g.chooseTail("only")
 
 	g.label("whole")
-	g.emit(g.counters(4))
-	g.emit(g.aes(4, false))
-	text()
-	g.op("VPXORQ Z%d, Z%d, Z%d", carry, data, data)
+	g.emit(notFirst())
+	g.counters(4, true)
+	g.emit(g.aes(4))
+	g.crypt(4, true, false)
+	reversed(4, true, false)
+	g.emit(nextGroup())
 	g.op("CMPQ CX, $%d", group)
 	g.op("JLE last")
 
 	g.label("loop")
-	g.emit(g.counters(4))
-	g.emit(weave(g.aes(4, false), hash(4)))
-	text()
+	g.counters(4, false)
+	g.emit(weave(g.aes(4), hash(4)))
+	g.crypt(4, false, false)
+	reversed(4, false, false)
+	g.emit(nextGroup())
 	g.op("ADDQ $%d, R8", group)
 	g.reduceIfFull(code{fmt.Sprintf("VPXORQ Z%d, Z%d, Z%d", hi, data, data)})
 	g.op("CMPQ CX, $%d", group)
@@ -421,45 +519,30 @@ func (g *gen) seal() {
 	g.label("last")
 	g.chooseTail("last")
 
-	for _, first := range []bool{false, true} {
-		for k := 1; k <= 4; k++ {
-			name := fmt.Sprintf("last%d", k)
-			if first {
-				name = fmt.Sprintf("only%d", k)
-			}
-			g.label(name)
-			if first {
-				g.op("VMOVDQA X%d, X%d", carry, t1)
-			}
-			g.emit(tailMask(k))
-			g.emit(g.counters(k))
-			g.emit(g.j0())
-			if first {
-				g.emit(g.aes(k, true))
-			} else {
-				g.emit(weave(g.aes(k, true), hash(4)))
-			}
-			for i := range k - 1 {
-				g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
-				g.op("VMOVDQU64 Z%d, %d(DI)", state+i, 64*i)
-				g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, state+i, data+i)
-			}
-			i := k - 1
-			g.op("VMOVDQU8.Z %d(SI), K1, Z%d", 64*i, t0)
-			g.op("VPXORQ Z%d, Z%d, Z%d", t0, state+i, state+i)
-			g.op("VMOVDQU8 Z%d, K1, %d(DI)", state+i, 64*i)
-			g.op("VMOVDQU8.Z Z%d, K1, Z%d", state+i, state+i)
-			g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, state+i, data+i)
-			if first {
-				g.op("VPXORQ Z%d, Z%d, Z%d", t1, data, data)
-			} else {
-				g.op("ADDQ $%d, R8", group)
-				g.reduceIfFull(code{fmt.Sprintf("VPXORQ Z%d, Z%d, Z%d", hi, data, data)})
-			}
-			g.emit(hash(k))
-			g.emit(lengths())
-			g.op("JMP finish")
-		}
+	for k := 1; k <= 4; k++ {
+		g.label(fmt.Sprintf("last%d", k))
+		g.emit(tailMask(k, false))
+		g.counters(k, false)
+		g.emit(weave(g.aes(k), hash(4)))
+		g.crypt(k, false, true)
+		reversed(k, false, true)
+		g.op("ADDQ $%d, R8", group)
+		g.reduceIfFull(code{fmt.Sprintf("VPXORQ Z%d, Z%d, Z%d", hi, data, data)})
+		g.emit(hash(k))
+		g.emit(lengths())
+		g.op("JMP finish")
+	}
+	for k := 1; k <= 4; k++ {
+		g.label(fmt.Sprintf("only%d", k))
+		g.emit(tailMask(k, true))
+		g.op("VMOVDQA X%d, X%d", t1, data+1)
+		g.counters(k, true)
+		g.emit(weave(g.aes(k), lengths()))
+		g.op("VMOVDQA X%d, X%d", data+1, t1)
+		g.crypt(k, true, true)
+		reversed(k, true, true)
+		g.emit(hash(k))
+		g.op("JMP finish")
 	}
 	g.finish()
 }
@@ -468,57 +551,60 @@ func (g *gen) seal() {
 func (g *gen) open() {
 	g.fn = "open"
 	g.prologue()
+	reversed := func(k int, first, tail bool) {
+		for i := range k {
+			g.load(64*i, maskOf(i, k, first, tail), data+i)
+		}
+		if first {
+			g.op("VPORQ Z%d, Z%d, Z%d", t1, data, data)
+		}
+		for i := range k {
+			g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, data+i, data+i)
+		}
+		if !first {
+			g.op("VPXORQ Z%d, Z%d, Z%d", carry, data, data)
+		}
+	}
+	g.op("CMPQ CX, $%d", group)
+	g.op("JG whole")
+	g.chooseTail("only")
+
+	g.label("whole")
+	g.op("VPXORQ Z%d, Z%d, Z%d", carry, carry, carry)
+	g.emit(notFirst())
+	reversed(4, true, false)
+	g.counters(4, true)
+	g.emit(weave(g.aes(4), hash(4)))
+	g.crypt(4, true, false)
+	g.emit(nextGroup())
+	g.op("ADDQ $%d, R8", group)
 	g.op("CMPQ CX, $%d", group)
 	g.op("JLE last")
 
 	g.label("loop")
-	for i := range 4 {
-		g.op("VMOVDQU64 %d(SI), Z%d", 64*i, data+i)
-	}
-	for i := range 4 {
-		g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, data+i, data+i)
-	}
-	g.op("VPXORQ Z%d, Z%d, Z%d", carry, data, data)
-	g.op("VPXOR X%d, X%d, X%d", carry, carry, carry)
-	g.emit(g.counters(4))
-	g.emit(weave(g.aes(4, false), hash(4)))
-	for i := range 4 {
-		g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
-	}
-	for i := range 4 {
-		g.op("VMOVDQU64 Z%d, %d(DI)", state+i, 64*i)
-	}
+	reversed(4, false, false)
+	g.op("VPXORQ Z%d, Z%d, Z%d", carry, carry, carry)
+	g.counters(4, false)
+	g.emit(weave(g.aes(4), hash(4)))
+	g.crypt(4, false, false)
 	g.emit(nextGroup())
 	g.op("ADDQ $%d, R8", group)
-	g.reduceIfFull(code{fmt.Sprintf("VMOVDQA X%d, X%d", hi, carry)})
+	g.reduceIfFull(code{fmt.Sprintf("VMOVDQA64 Z%d, Z%d", hi, carry)})
 	g.op("CMPQ CX, $%d", group)
 	g.op("JG loop")
 
 	g.label("last")
 	g.chooseTail("last")
-	for k := 1; k <= 4; k++ {
-		g.label(fmt.Sprintf("last%d", k))
-		g.emit(tailMask(k))
-		for i := range k - 1 {
-			g.op("VMOVDQU64 %d(SI), Z%d", 64*i, data+i)
+	for _, first := range []bool{false, true} {
+		for k := 1; k <= 4; k++ {
+			g.label(fmt.Sprintf("%s%d", map[bool]string{false: "last", true: "only"}[first], k))
+			g.emit(tailMask(k, first))
+			reversed(k, first, true)
+			g.counters(k, first)
+			g.emit(weave(g.aes(k), append(hash(k), lengths()...)))
+			g.crypt(k, first, true)
+			g.op("JMP finish")
 		}
-		i := k - 1
-		g.op("VMOVDQU8.Z %d(SI), K1, Z%d", 64*i, data+i)
-		for i := range k {
-			g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, data+i, data+i)
-		}
-		g.op("VPXORQ Z%d, Z%d, Z%d", carry, data, data)
-		g.emit(g.counters(k))
-		g.emit(g.j0())
-		g.emit(weave(g.aes(k, true), append(hash(k), lengths()...)))
-		for i := range k - 1 {
-			g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
-			g.op("VMOVDQU64 Z%d, %d(DI)", state+i, 64*i)
-		}
-		g.op("VMOVDQU8.Z %d(SI), K1, Z%d", 64*i, t0)
-		g.op("VPXORQ Z%d, Z%d, Z%d", t0, state+i, state+i)
-		g.op("VMOVDQU8 Z%d, K1, %d(DI)", state+i, 64*i)
-		g.op("JMP finish")
 	}
 	g.finish()
 }
@@ -546,8 +632,10 @@ GLOBL bswap<>(SB), RODATA|NOPTR, $16
 	}
 	const p = 0xc200000000000000 // x^128 = x^127 + x^126 + x^121 + 1, bits reversed
 	table("poly", [8]uint64{1, p, 1, p, 1, p, 1, p})
-	table("first", [8]uint64{2, 0, 3, 0, 4, 0, 5, 0})
-	table("four", [8]uint64{4, 0, 4, 0, 4, 0, 4, 0})
+	const one = 1 << 56 // in the block's last octet
+	table("first", [8]uint64{0, 1 * one, 0, 2 * one, 0, 3 * one, 0, 4 * one})
+	table("four", [8]uint64{0, 4 * one, 0, 4 * one, 0, 4 * one, 0, 4 * one})
+	table("fourReversed", [8]uint64{4, 0, 4, 0, 4, 0, 4, 0})
 	g.choose("seal")
 	g.choose("open")
 	for _, g.rounds = range []int{10, 12, 14} {
