@@ -364,7 +364,7 @@ func (sa *SA) establish() (*established, error) {
 	if !hasOffer(sa.peer.Proposals, sa.cur.chosen) {
 		return nil, refused(CodeSuiteNotAllowed, -1, nil, "%v was negotiated before it was known who the peer is; connection %q does not allow it", sa.cur.chosen, sa.peer.Name)
 	}
-	e.rekeyAt = sa.now.Add(sa.jitter(sa.peer.rekeyIKE()))
+	e.rekeyAt = sa.rekeyAt(sa.peer.rekeyIKE(), sa.initiator)
 	return e, nil
 }
 

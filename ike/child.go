@@ -44,13 +44,15 @@ type child struct {
 	rekeyed       int
 	queue         int // ChildSA.Queue
 
-	sendNow   bool      // the owner was told to send on it
-	rekeying  *newChild // our rekey of it that is queued or under way
-	deleting  bool      // our Delete of it is queued or under way
-	gone      bool      // the owner was told that it is down
-	successor *child    // took its place; this one waits for its Delete
-	predec    *child    // its place was taken by this one; not yet deleted
-	dropAt    time.Time // a replaced one that the peer never deletes is deleted by us then
+	known     bool        // the peer has it: our request made it, or the peer went on after our answer
+	sendNow   bool        // the owner was told to send on it
+	gen       *generation // that it was made with
+	rekeying  *newChild   // our rekey of it that is queued or under way
+	deleting  bool        // our Delete of it is queued or under way
+	gone      bool        // the owner was told that it is down
+	successor *child      // took its place; this one waits for its Delete
+	predec    *child      // its place was taken by this one; not yet deleted
+	dropAt    time.Time   // a replaced one that the peer never deletes is deleted by us then
 }
 
 func (c *child) status(now time.Time) ChildStatus {
@@ -64,7 +66,9 @@ func (c *child) status(now time.Time) ChildStatus {
 const (
 	maxRetryAfter = 10 * time.Second      // after TEMPORARY_FAILURE, plus up to as much again
 	maxRetryLater = time.Minute           // a rekey that the peer refused for good reasons of its own
+	patience      = time.Minute           // a rekey that takes long ends no SA before
 	replacedFor   = 90 * time.Second      // a replaced SA whose Delete never comes is ours to delete
+	silentFor     = 10 * time.Second      // a peer that has our answer and still says nothing
 	answerTime    = 50 * time.Millisecond // what a peer needs to judge our answer; see useSoon
 )
 
@@ -92,8 +96,8 @@ func (e *established) install(sa *SA, g *generation, cfg *ChildConfig, k keying)
 	encrOut, integOut, encrIn, integIn := keys.Directions(k.initiator)
 	c := &child{
 		id: k.id, cfg: cfg, spiIn: k.spiIn, spiOut: k.spiOut, chosen: k.chosen,
-		localTS: k.localTS, remoteTS: k.remoteTS, created: sa.now, sendNow: k.sendNow, queue: k.queue,
-		rekeyAt: sa.now.Add(sa.jitter(sa.peer.rekeyChild())),
+		localTS: k.localTS, remoteTS: k.remoteTS, created: sa.now, known: k.initiator, gen: g, sendNow: k.sendNow, queue: k.queue,
+		rekeyAt: sa.rekeyAt(sa.peer.rekeyChild(), k.initiator),
 	}
 	out := ChildSA{
 		ID: c.id, SA: sa.id, Peer: sa.peer.Name, Child: cfg.Name, Queue: c.queue, SPIIn: c.spiIn, SPIOut: c.spiOut,
@@ -135,13 +139,30 @@ func (e *established) use(sa *SA, c *child) {
 
 // useSoon has the owner send on a new CHILD SA that the peer asked for, a moment after our answer
 // went out: the peer must judge the answer before it can take packets, and what comes sooner
-// would be lost. A packet of the peer ends the wait earlier (ChildSA.SendNow).
+// would be lost. Where others carry the same traffic (RFC 9611) there is time until the peer shows
+// that it has the answer, which may have been lost: by its next request (see goesOn), or by a packet
+// (ChildSA.SendNow), which ends the wait in any case.
 func (e *established) useSoon(sa *SA, c *child) {
-	e.later = append(e.later, delayed{sa.now.Add(answerTime), func(sa *SA) {
+	after := answerTime
+	if e.standing(c.cfg.Name) > 1 {
+		after = silentFor
+	}
+	e.later = append(e.later, delayed{sa.now.Add(after), func(sa *SA) {
 		if sa.est != nil && slices.Contains(sa.est.children, c) && c.successor == nil {
 			sa.est.use(sa, c)
 		}
 	}})
+}
+
+// goesOn: the peer sent a new request on g. With its window of 1 (RFC 7296, section 2.3) that means
+// that it has all our answers of before.
+func (e *established) goesOn(sa *SA, g *generation) {
+	for _, c := range e.children {
+		if !c.known && c.predec == nil && c.gen == g && !c.deleting && c.successor == nil {
+			c.known = true
+			e.use(sa, c)
+		}
+	}
 }
 
 // remove forgets a CHILD SA.
@@ -155,6 +176,9 @@ func (e *established) remove(sa *SA, c *child, r Reason) {
 		// RFC 7296, section 2.8: its end means that the peer has the new one.
 		e.use(sa, s)
 		r.Rekeyed = true
+		if s.rekeyAt.IsZero() && s.rekeying == nil && !s.known {
+			s.rekeyAt = sa.now // asked for before the peer had it, see rekeyChild
+		}
 	}
 	if s := c.successor; s != nil && s.predec == c {
 		s.predec = nil
@@ -268,15 +292,19 @@ func (e *established) onTimer(sa *SA) {
 	}
 }
 
-// endAt is when an IKE SA ends that could not be rekeyed: half as long again as the soft lifetime.
-func (e *established) endAt(sa *SA) time.Time { return sa.cur.created.Add(sa.peer.rekeyIKE() * 3 / 2) }
+// hard is how old an SA gets that could not be rekeyed: half as long again as the soft lifetime, and
+// long enough for some repetitions of a rekey where that is short.
+func hard(soft time.Duration) time.Duration { return soft + max(soft/2, patience) }
+
+// endAt is when an IKE SA ends that could not be rekeyed.
+func (e *established) endAt(sa *SA) time.Time { return sa.cur.created.Add(hard(sa.peer.rekeyIKE())) }
 
 // endAt is the same for a CHILD SA.
 func (c *child) endAt(sa *SA) time.Time {
 	if c.deleting {
 		return time.Time{}
 	}
-	return c.created.Add(sa.peer.rekeyChild() * 3 / 2)
+	return c.created.Add(hard(sa.peer.rekeyChild()))
 }
 
 // livenessAt is when the peer is asked whether it lives (RFC 7296, section 2.4); zero while

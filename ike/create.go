@@ -29,6 +29,10 @@ type newChild struct {
 	local  []Selector
 	remote []Selector
 
+	// stillborn are SPIs of the peer that it deleted while our request was under way: what it made
+	// for us may be among them.
+	stillborn []uint32
+
 	// rival is what the peer made to replace old while our request was under way.
 	rival *rival
 }
@@ -79,6 +83,15 @@ func (sa *SA) onRekeyChild(id ChildID) {
 // rekeyChild replaces a CHILD SA unless that is under way or done.
 func (sa *SA) rekeyChild(c *child) {
 	if c.rekeying != nil || c.deleting || c.successor != nil || !slices.Contains(sa.est.children, c) || sa.state != StateEstablished {
+		return
+	}
+	if !c.known && (c.predec != nil || !c.sendNow) {
+		// The peer may not have our answer yet, and does not know the SPI then. It has it when it
+		// deletes the old one (see remove), or soon.
+		c.rekeyAt = zeroTime
+		if c.predec == nil {
+			c.rekeyAt = sa.now.Add(time.Second)
+		}
 		return
 	}
 	c.rekeying = &newChild{cfg: c.cfg, old: c, queue: c.queue}
@@ -181,6 +194,12 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 	}
 	k := keying{id: t.id, spiIn: t.spi, ni: t.ni, nr: in.nonce, initiator: true, sendNow: true, queue: t.queue}
 	err := t.accept(sa, g, &k, in)
+	if err == nil && slices.Contains(t.stillborn, k.spiOut) {
+		k.shared.Wipe()
+		t.retire(sa)
+		t.failed(sa, fmt.Errorf("%w: %q was deleted by the peer before its answer came", ErrTerminated, t.cfg.Name))
+		return
+	}
 	if err != nil {
 		// The peer believes that the CHILD SA stands.
 		sa.cur.enqueue(&deleteTask{spis: []uint32{t.spi}})
@@ -195,7 +214,8 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 	if old != nil && !slices.Contains(sa.est.children, old) {
 		old = nil // the peer closed it meanwhile
 	}
-	lost := old != nil && t.rival != nil && slices.Contains(sa.est.children, t.rival.child) && t.rival.ourLoss(t.ni, in.nonce)
+	// Where the answer came late, the peer may have closed the old one already, as the winner does.
+	lost := t.rival != nil && t.rival.ourLoss(t.ni, in.nonce) && (old == nil || slices.Contains(sa.est.children, t.rival.child))
 	// Both ends asked at once, and the peer's was made meanwhile.
 	surplus := t.more && sa.est.standing(t.cfg.Name) >= t.cfg.Queues
 	if t.more && !surplus && slices.ContainsFunc(sa.est.children, func(c *child) bool { return c.queue == t.queue && c.stands(t.cfg.Name) }) {
@@ -211,14 +231,14 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 	case ierr != nil:
 		sa.host.freeESPSPI(t.spi, id)
 		sa.fail(ierr)
-	case surplus:
-		sa.deleteChild(c, Reason{Code: ReasonRedundant, Rekeyed: true, Text: "both ends made one more CHILD SA at once; the peer's stays"})
-	case old == nil:
-		sa.grown(c, true)
 	case lost:
 		// RFC 7296, section 2.8.1: what we made is redundant and ours to close; the peer closes
 		// the old one.
 		sa.deleteChild(c, Reason{Code: ReasonRedundant, Rekeyed: true, Text: "both ends rekeyed the CHILD SA at once; the peer's stays"})
+	case surplus:
+		sa.deleteChild(c, Reason{Code: ReasonRedundant, Rekeyed: true, Text: "both ends made one more CHILD SA at once; the peer's stays"})
+	case old == nil:
+		sa.grown(c, true)
 	default:
 		if r := t.rival; r != nil {
 			// The peer will close its redundant one.
@@ -345,6 +365,15 @@ func (t *newChild) again(sa *SA, after time.Duration) {
 			sa.wantChild(name)
 		}
 	})
+}
+
+// creating returns our request for a CHILD SA that is under way.
+func (sa *SA) creating(g *generation) *newChild {
+	if g.req == nil {
+		return nil
+	}
+	t, _ := g.req.task.(*newChild)
+	return t
 }
 
 // childRequest is a peer's wish for a CHILD SA.
@@ -475,6 +504,8 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 		spi, _ := in.notify(message.NotifyRekeySA).SPI32()
 		old := sa.est.byOut(spi)
 		switch {
+		case old == nil && sa.creating(g) != nil:
+			return temporary // it may be what we do not have the answer for yet
 		case old == nil:
 			return newOutgoing().add(message.NewSPINotify(notifyChildNotFound, message.ProtocolESP, spi))
 		case old.deleting || old.successor != nil:

@@ -174,6 +174,9 @@ func (g *generation) onRequest(ev evDatagram) {
 	g.respDone, g.resp = false, nil
 	sa.lastSeen = sa.now
 	sa.adoptPath(ev.path)
+	if sa.est != nil {
+		sa.est.goesOn(sa, g)
+	}
 	if g.successorOf(sa) {
 		sa.confirm(g)
 	}

@@ -150,11 +150,17 @@ func (sa *SA) onInformational(g *generation, in *parsed) {
 	g.respond(in, out)
 }
 
+// maxStillborn bounds what is kept about a peer that deletes what nobody knows.
+const maxStillborn = 16
+
 // peerDeletedChild closes the CHILD SA that the peer receives on with spi, and returns our SPI
 // of it for the answer. Where our own Delete crosses, the answer holds none (section 2.25.1).
 func (sa *SA) peerDeletedChild(spi uint32) (uint32, bool) {
 	c := sa.est.byOut(spi)
 	if c == nil {
+		if t := sa.creating(sa.cur); t != nil && len(t.stillborn) < maxStillborn {
+			t.stillborn = append(t.stillborn, spi)
+		}
 		return 0, false
 	}
 	crossing := c.deleting

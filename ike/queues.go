@@ -155,11 +155,8 @@ func (sa *SA) making(name string) []*newChild {
 
 // asking tells whether our request for one more is under way.
 func (sa *SA) asking(name string) bool {
-	if sa.cur.req == nil {
-		return false
-	}
-	t, ok := sa.cur.req.task.(*newChild)
-	return ok && t.more && t.cfg.Name == name
+	t := sa.creating(sa.cur)
+	return t != nil && t.more && t.cfg.Name == name
 }
 
 // freeQueue returns the lowest queue number without a CHILD SA; 0 when there is none, for one that

@@ -181,7 +181,7 @@ func (sa *SA) switchTo(ng *generation) {
 	}
 	old.queue = nil
 	sa.est.rekeyed++
-	sa.est.rekeyAt = sa.now.Add(sa.jitter(sa.peer.rekeyIKE()))
+	sa.est.rekeyAt = sa.rekeyAt(sa.peer.rekeyIKE(), ng.initiator)
 }
 
 // onRekeyIKE answers the peer's rekey of the IKE SA.

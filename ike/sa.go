@@ -314,15 +314,22 @@ func (sa *SA) job() uint64 {
 	return sa.lastJob
 }
 
-// jitter takes up to a tenth off d, so that two ends with the same settings do not rekey at the
-// same time (RFC 7296, section 2.8).
-func (sa *SA) jitter(d time.Duration) time.Duration {
-	v, err := randUint64(sa.host.rand())
-	if err != nil {
-		return d
+// rekeyAt is when an SA with the soft lifetime d that is made now is to be rekeyed by us. The end
+// that made it is due first, up to a tenth of d early; the other one waits a moment longer, so that
+// two ends with the same settings do not rekey at the same time (RFC 7296, section 2.8) however
+// short d is.
+func (sa *SA) rekeyAt(d time.Duration, made bool) time.Time {
+	v, _ := randUint64(sa.host.rand()) // without randomness 0 is as good
+	part := time.Duration(v % 1000)
+	if made {
+		return sa.now.Add(d - part*(d/10/1000))
 	}
-	return d - time.Duration(v%1000)*(d/10/1000)
+	return sa.now.Add(d + otherEnd/2 + part*(otherEnd/2/1000))
 }
+
+// otherEnd is how long, at most, the end that did not make an SA lets the other one rekey it first:
+// a round trip, and one repetition.
+const otherEnd = 3 * time.Second
 
 func randUint64(r io.Reader) (uint64, error) {
 	var b [8]byte

@@ -78,8 +78,11 @@ type PeerConfig struct {
 
 	Children []ChildConfig // at least one
 
-	RekeyIKE   time.Duration // soft lifetime, up to 10 % are taken off at random; 0: 8 h
-	RekeyChild time.Duration // same; 0: 1 h
+	// RekeyIKE and RekeyChild are soft lifetimes. The end that made an SA rekeys it, up to 10 %
+	// early; the other end only where that did not happen, 1.5 to 3 s late. An SA that could not be
+	// rekeyed ends when it is half as old again, and a minute older at least. 0: 8 h and 1 h.
+	RekeyIKE   time.Duration
+	RekeyChild time.Duration
 
 	// LivenessInterval: when nothing authentic came from the peer for so long, it is asked
 	// whether it lives (RFC 7296, section 2.4). 0: 30 s, negative: never.

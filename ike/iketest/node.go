@@ -29,8 +29,9 @@ type Node struct {
 	// Violations are calls that must not have come.
 	Violations []string
 	// Keys are all keys that were ever installed for sending, by their octets.
-	keys  map[string]ike.ChildID
-	world *World
+	keys   map[string]ike.ChildID
+	graves map[uint32]grave // by inbound SPI, see Traffic
+	world  *World
 }
 
 // Child is a CHILD SA as the data path sees it.
@@ -38,6 +39,7 @@ type Child struct {
 	ike.ChildSA
 	Up       time.Time
 	Switched bool
+	heard    bool // a packet came in, see Traffic
 }
 
 // NewNode adds an endpoint at addr. edit may change its configuration.
@@ -45,6 +47,7 @@ func (w *World) NewNode(name string, addr netip.Addr, edit func(*ike.Config)) (*
 	n := &Node{
 		Name: name, Addr: addr, world: w, IKE: map[ike.SAID]ike.SAInfo{}, Children: map[ike.ChildID]*Child{},
 		Send: map[string]ike.ChildID{}, keys: map[string]ike.ChildID{},
+		graves: map[uint32]grave{},
 	}
 	cfg := ike.Config{
 		Clock: w, Rand: w.Rand(), Executor: w, Owner: n,
@@ -165,6 +168,7 @@ func (n *Node) ChildDown(id ike.ChildID, r ike.Reason) {
 		return
 	}
 	delete(n.Children, id)
+	n.bury(c, r)
 	if k := key(&c.ChildSA); n.Send[k] == id {
 		delete(n.Send, k)
 		// A data path goes on with another one of the same kind.

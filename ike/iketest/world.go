@@ -206,12 +206,17 @@ func (w *World) send(from, to netip.AddrPort, msg []byte) {
 		copies = 2
 	}
 	for range copies {
-		d := w.Link.Delay
-		if w.Link.Jitter > 0 {
-			d += time.Duration(w.rng.Int64N(int64(w.Link.Jitter)))
-		}
-		w.at(d, func() { w.Deliver(from, to, msg) })
+		w.at(w.latency(), func() { w.Deliver(from, to, msg) })
 	}
+}
+
+// latency is how long the next datagram takes.
+func (w *World) latency() time.Duration {
+	d := w.Link.Delay
+	if w.Link.Jitter > 0 {
+		d += time.Duration(w.rng.Int64N(int64(w.Link.Jitter)))
+	}
+	return d
 }
 
 // Deliver hands a datagram to whoever has the address.
