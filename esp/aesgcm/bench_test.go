@@ -32,7 +32,7 @@ func BenchmarkAEAD(b *testing.B) {
 						a.Seal(p[16:16], nonce, p[16:16+n], p[:8])
 					}
 				})
-				out := make([]byte, 64+n+64)[64:64:64+n]
+				out := make([]byte, 64+n+64)[64 : 64 : 64+n]
 				for _, p := range pkts {
 					a.Seal(p[16:16], nonce, p[16:16+n], p[:8])
 				}

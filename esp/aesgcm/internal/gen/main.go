@@ -55,6 +55,7 @@ const (
 	ctr   = 14 // the next four counters
 	bswap = 15 // for VPSHUFB: reverses the octets of each block
 	carry = 16 // Open: the reduced sum that goes into the next vector
+	text  = 16 // Seal: text with the last round key added
 	rk    = 16 // Z17–Z30: round keys 1 to 14, the same in all lanes
 	t2    = 31 //
 )
@@ -133,16 +134,27 @@ func (g *gen) counters(k int, first bool) {
 	}
 }
 
-// aes runs the rounds over k vectors.
-func (g *gen) aes(k int) (c code) {
-	for r := 1; r <= g.rounds; r++ {
-		op := "VAESENC"
-		if r == g.rounds {
-			op = "VAESENCLAST"
-		}
+// aes runs the rounds over k vectors. If masks are given, one for each vector, the text at SI is
+// added too, by way of the last round key: so the last round's result is the ciphertext.
+func (g *gen) aes(k int, masks ...string) (c code) {
+	for r := 1; r < g.rounds; r++ {
 		for i := range k {
-			c.add("%s Z%d, Z%d, Z%d", op, rk+r, state+i, state+i)
+			c.add("VAESENC Z%d, Z%d, Z%d", rk+r, state+i, state+i)
 		}
+	}
+	for i := range k {
+		last := rk + g.rounds
+		switch {
+		case masks == nil:
+		case masks[i] == "":
+			c.add("VPXORQ %d(SI), Z%d, Z%d", 64*i, last, text)
+			last = text
+		default:
+			c.add("VMOVDQU8.Z %d(SI), %s, Z%d", 64*i, masks[i], text)
+			c.add("VPXORQ Z%d, Z%d, Z%d", last, text, text)
+			last = text
+		}
+		c.add("VAESENCLAST Z%d, Z%d, Z%d", last, state+i, state+i)
 	}
 	return c
 }
@@ -363,15 +375,17 @@ func tailMask(k int, first bool) (c code) {
 	return c
 }
 
-// maskOf returns the mask register for vector i of k, "" if it is whole.
-func maskOf(i, k int, first, tail bool) string {
-	switch {
-	case tail && i == k-1:
-		return "K1"
-	case first && i == 0:
-		return "K3"
+// masks returns the mask register of each of k vectors, "" where it is whole. K1 and K3 are for a
+// group that is the first, the last, or both.
+func masks(k int, first, tail bool) []string {
+	m := make([]string, k)
+	if first {
+		m[0] = "K3"
 	}
-	return ""
+	if tail {
+		m[k-1] = "K1"
+	}
+	return m
 }
 
 // load loads the vector at off(SI), zeroes where the mask says.
@@ -383,25 +397,13 @@ func (g *gen) load(off int, mask string, to int) {
 	}
 }
 
-// crypt adds the text to the key stream and stores the sum. K1 and K3 are for a group that is
-// the first, the last, or both.
-func (g *gen) crypt(k int, first, tail bool) {
-	if first {
-		g.op("VMOVDQA X%d, X%d", state, mask)
-	}
-	for i := range k {
-		if m := maskOf(i, k, first, tail); m != "" {
-			g.load(64*i, m, t0)
-			g.op("VPXORQ Z%d, Z%d, Z%d", t0, state+i, state+i)
-		} else {
-			g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
-		}
-	}
-	for i := range k {
-		if m := maskOf(i, k, first, tail); m != "" {
-			g.op("VMOVDQU8 Z%d, %s, %d(DI)", state+i, m, 64*i)
-		} else {
+// store stores the text.
+func (g *gen) store(masks []string) {
+	for i, m := range masks {
+		if m == "" {
 			g.op("VMOVDQU64 Z%d, %d(DI)", state+i, 64*i)
+		} else {
+			g.op("VMOVDQU8 Z%d, %s, %d(DI)", state+i, m, 64*i)
 		}
 	}
 }
@@ -479,10 +481,14 @@ func nextGroup() (c code) {
 func (g *gen) seal() {
 	g.fn = "seal"
 	g.prologue()
-	// reversed moves the ciphertext to where the hash takes it.
-	reversed := func(k int, first, tail bool) {
-		for i := range k {
-			if m := maskOf(i, k, first, tail); m != "" {
+	// reversed stores the ciphertext and moves it to where the hash takes it.
+	reversed := func(first bool, masks []string) {
+		if first {
+			g.op("VMOVDQA X%d, X%d", state, mask)
+		}
+		g.store(masks)
+		for i, m := range masks {
+			if m != "" {
 				g.op("VMOVDQU8.Z Z%d, %s, Z%d", state+i, m, state+i)
 			}
 			if first && i == 0 {
@@ -498,18 +504,16 @@ func (g *gen) seal() {
 	g.label("whole")
 	g.emit(notFirst())
 	g.counters(4, true)
-	g.emit(g.aes(4))
-	g.crypt(4, true, false)
-	reversed(4, true, false)
+	g.emit(g.aes(4, masks(4, true, false)...))
+	reversed(true, masks(4, true, false))
 	g.emit(nextGroup())
 	g.op("CMPQ CX, $%d", group)
 	g.op("JLE last")
 
 	g.label("loop")
 	g.counters(4, false)
-	g.emit(weave(g.aes(4), hash(4)))
-	g.crypt(4, false, false)
-	reversed(4, false, false)
+	g.emit(weave(g.aes(4, masks(4, false, false)...), hash(4)))
+	reversed(false, masks(4, false, false))
 	g.emit(nextGroup())
 	g.op("ADDQ $%d, R8", group)
 	g.reduceIfFull(code{fmt.Sprintf("VPXORQ Z%d, Z%d, Z%d", hi, data, data)})
@@ -523,9 +527,8 @@ func (g *gen) seal() {
 		g.label(fmt.Sprintf("last%d", k))
 		g.emit(tailMask(k, false))
 		g.counters(k, false)
-		g.emit(weave(g.aes(k), hash(4)))
-		g.crypt(k, false, true)
-		reversed(k, false, true)
+		g.emit(weave(g.aes(k, masks(k, false, true)...), hash(4)))
+		reversed(false, masks(k, false, true))
 		g.op("ADDQ $%d, R8", group)
 		g.reduceIfFull(code{fmt.Sprintf("VPXORQ Z%d, Z%d, Z%d", hi, data, data)})
 		g.emit(hash(k))
@@ -537,10 +540,9 @@ func (g *gen) seal() {
 		g.emit(tailMask(k, true))
 		g.op("VMOVDQA X%d, X%d", t1, data+1)
 		g.counters(k, true)
-		g.emit(weave(g.aes(k), lengths()))
+		g.emit(weave(g.aes(k, masks(k, true, true)...), lengths()))
 		g.op("VMOVDQA X%d, X%d", data+1, t1)
-		g.crypt(k, true, true)
-		reversed(k, true, true)
+		reversed(true, masks(k, true, true))
 		g.emit(hash(k))
 		g.op("JMP finish")
 	}
@@ -551,19 +553,35 @@ func (g *gen) seal() {
 func (g *gen) open() {
 	g.fn = "open"
 	g.prologue()
-	reversed := func(k int, first, tail bool) {
-		for i := range k {
-			g.load(64*i, maskOf(i, k, first, tail), data+i)
+	// reversed loads the ciphertext to where the hash takes it.
+	reversed := func(first bool, masks []string) {
+		for i, m := range masks {
+			g.load(64*i, m, data+i)
 		}
 		if first {
 			g.op("VPORQ Z%d, Z%d, Z%d", t1, data, data)
 		}
-		for i := range k {
+		for i := range masks {
 			g.op("VPSHUFB Z%d, Z%d, Z%d", bswap, data+i, data+i)
 		}
 		if !first {
 			g.op("VPXORQ Z%d, Z%d, Z%d", carry, data, data)
 		}
+	}
+	// crypt adds the text to the key stream and stores the sum.
+	crypt := func(first bool, masks []string) {
+		if first {
+			g.op("VMOVDQA X%d, X%d", state, mask)
+		}
+		for i, m := range masks {
+			if m == "" {
+				g.op("VPXORQ %d(SI), Z%d, Z%d", 64*i, state+i, state+i)
+			} else {
+				g.load(64*i, m, t0)
+				g.op("VPXORQ Z%d, Z%d, Z%d", t0, state+i, state+i)
+			}
+		}
+		g.store(masks)
 	}
 	g.op("CMPQ CX, $%d", group)
 	g.op("JG whole")
@@ -572,21 +590,21 @@ func (g *gen) open() {
 	g.label("whole")
 	g.op("VPXORQ Z%d, Z%d, Z%d", carry, carry, carry)
 	g.emit(notFirst())
-	reversed(4, true, false)
+	reversed(true, masks(4, true, false))
 	g.counters(4, true)
 	g.emit(weave(g.aes(4), hash(4)))
-	g.crypt(4, true, false)
+	crypt(true, masks(4, true, false))
 	g.emit(nextGroup())
 	g.op("ADDQ $%d, R8", group)
 	g.op("CMPQ CX, $%d", group)
 	g.op("JLE last")
 
 	g.label("loop")
-	reversed(4, false, false)
+	reversed(false, masks(4, false, false))
 	g.op("VPXORQ Z%d, Z%d, Z%d", carry, carry, carry)
 	g.counters(4, false)
 	g.emit(weave(g.aes(4), hash(4)))
-	g.crypt(4, false, false)
+	crypt(false, masks(4, false, false))
 	g.emit(nextGroup())
 	g.op("ADDQ $%d, R8", group)
 	g.reduceIfFull(code{fmt.Sprintf("VMOVDQA64 Z%d, Z%d", hi, carry)})
@@ -599,10 +617,10 @@ func (g *gen) open() {
 		for k := 1; k <= 4; k++ {
 			g.label(fmt.Sprintf("%s%d", map[bool]string{false: "last", true: "only"}[first], k))
 			g.emit(tailMask(k, first))
-			reversed(k, first, true)
+			reversed(first, masks(k, first, true))
 			g.counters(k, first)
 			g.emit(weave(g.aes(k), append(hash(k), lengths()...)))
-			g.crypt(k, first, true)
+			crypt(first, masks(k, first, true))
 			g.op("JMP finish")
 		}
 	}
