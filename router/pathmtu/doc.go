@@ -11,8 +11,8 @@
 //
 //   - the own kernel ([Path.LocalTooBig], [Path.SetLink]): trusted;
 //   - "fragmentation needed" and "packet too big" from the network ([ParseOuter], [RuleFor],
-//     [Path.TooBig]): anybody can send these, so only what quotes a packet that was sent lately is believed, down to a floor
-//     and at a bounded rate (RFC 4301, section 6.1.1; RFC 8201, section 4);
+//     [Path.TooBig]): anybody can send these, so only what quotes a packet that was sent lately is
+//     believed, down to a floor and at a bounded rate (RFC 4301, section 6.1.1; RFC 8201, section 4);
 //   - a probe that the peer answered or did not answer ([Path.NeedProbe], [Path.ProbeResult]):
 //     authenticated by whoever carries it, and the only one that finds a black hole, a path that
 //     swallows long packets without a word (RFC 8899).

@@ -140,7 +140,7 @@ func TestClampMSS(t *testing.T) {
 		{"length of one", false, syn, [][]byte{{9, 1}, mss(1460)}, 1400, nil, false},
 		{"overruns the header", false, syn, [][]byte{{9, 40}, mss(1460)}, 1400, nil, false},
 		{"cut off", false, syn, [][]byte{ws, {2}}, 1400, nil, false},
-		{"cut off at the end", false, syn, [][]byte{ws, {2}}, 1400, nil, false},
+		{"MSS cut off by one octet", false, syn, [][]byte{nop, {2, 4, 5}}, 1400, nil, false},
 		{"in front of a malformed option", false, syn, [][]byte{mss(1460), {9, 0}}, 1400, []uint16{1360}, true},
 		{"no room for headers", false, syn, [][]byte{mss(1460)}, 40, []uint16{1460}, false},
 		{"room for one octet", false, syn, [][]byte{mss(1460)}, 41, []uint16{1}, true},
@@ -229,6 +229,7 @@ func TestClampMSSHeaders(t *testing.T) {
 		{"longer than it is", edit(syn4, func(p []byte) { p[3]++ }), false},
 		{"header length of 16", edit(syn4, func(p []byte) { p[0] = 0x44 }), false},
 		{"TCP header longer than the packet", edit(syn4, func(p []byte) { p[32] = 0xf0 }), false},
+		{"TCP header one octet longer than the packet", append(edit(syn4, func(p []byte) { p[32] = 0x70 }), 1), false},
 		{"TCP header shorter than it can be", edit(syn4, func(p []byte) { p[32] = 0x40 }), false},
 		{"octets behind the packet", append(bytes.Clone(syn4), 2, 4, 5, 180), true},
 	} {

@@ -103,6 +103,11 @@ func (p *Path) Suspect(now time.Time) {
 // NeedProbe asks for a probe: a message that the peer answers, with authentication, in one outer
 // packet of exactly size octets (IP header included), with don't-fragment set, and short answers.
 // After ok the owner calls ProbeResult; one probe is under way at a time.
+//
+// An IKE request is such a message, but it may not be dropped for being too long: its
+// retransmissions are the same octets (RFC 7296, section 2.1), so a black hole would end the IKE
+// SA. The way out is RFC 7383, section 2.5.2: the request goes out as one fragment of size octets,
+// and when that is not answered in a few seconds, the same request in smaller fragments.
 func (p *Path) NeedProbe(now time.Time) (size int, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -241,6 +246,7 @@ func (s *search) result(p *Path, size int, acked bool, now time.Time) (changed b
 			s.hi = size
 		}
 		s.settle(p, now)
+	case Off, Done, Down: // ask nothing
 	}
 	return changed
 }

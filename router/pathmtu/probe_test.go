@@ -252,6 +252,9 @@ func TestLinkShrinksInSearch(t *testing.T) {
 	if size, ok := p.NeedProbe(now); !ok || size != 9000 {
 		t.Fatalf("probe of %d", size)
 	}
+	if p.SetLink(9000, now); p.ProbeState() != Search || p.Next() != now.Add(DefaultProbeTimeout) {
+		t.Fatal("no news changed something")
+	}
 	p.SetLink(1500, now)
 	if size, ok := p.NeedProbe(now); !ok || size != 1500 {
 		t.Fatalf("probe of %d, %v; the one of 9000 is void", size, ok)
