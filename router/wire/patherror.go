@@ -76,7 +76,9 @@ func (s *Socket) drain(fd uintptr) {
 		q.hdr.SetControllen(len(q.control))
 		q.hdr.Flags = 0
 		q.name = unix.RawSockaddrInet6{}
+		s.errors.Lock()
 		n, e := s.g.sys.recvmsg(fd, &q.hdr, unix.MSG_ERRQUEUE)
+		s.errors.Unlock()
 		if e == unix.EINTR {
 			continue
 		}

@@ -2,8 +2,11 @@ package wire
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +41,9 @@ func (s *Socket) Receive(b *Batch) error {
 	for {
 		r.err, r.woken = 0, false
 		err := s.conn.Read(r.fn)
+		if r.woken {
+			s.parked.Store(false)
+		}
 		switch {
 		case len(b.Datagrams) > 0:
 			return nil
@@ -45,6 +51,10 @@ func (s *Socket) Receive(b *Batch) error {
 			return net.ErrClosed
 		case r.err != 0:
 			return s.wrap("receive", r.err)
+		case errors.Is(err, os.ErrDeadlineExceeded): // see poke
+			if err := s.file.SetReadDeadline(time.Time{}); err != nil {
+				return s.wrap("receive", err)
+			}
 		case err != nil:
 			// The runtime's poller gives up a descriptor that has an error and is neither readable
 			// nor writable, until one of these changes: an error queue with a full send buffer.
@@ -90,6 +100,7 @@ func (r *receiver) ready(fd uintptr) bool {
 		case unix.EAGAIN:
 			// An error wakes like a datagram does. One that came before the poller was armed is
 			// seen as the error of a call, here or at a sender.
+			s.parked.Store(true)
 			if r.woken || s.pending.Load() {
 				s.drain(fd)
 			}

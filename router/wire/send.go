@@ -15,9 +15,12 @@ const (
 	// The longest UDP payload that an IP packet can say the length of, also as a run.
 	maxPayload4 = 65535 - 20 - 8
 	maxPayload6 = 65535 - 8
-	// passingTries is how often a call is made again because of a pending error. More than once:
-	// another ICMP message may have come in between.
-	passingTries = 2
+	// An error that may have been pending is believed when it comes back passingTries times in a
+	// row, or errors of that kind passingMost times. The first may be of an ICMP message, the
+	// second of one that the receiver has just read (see Socket.errors); and another may come in
+	// between.
+	passingTries = 3
+	passingMost  = 10
 )
 
 // Message is a datagram to send, or a run of datagrams.
@@ -86,7 +89,8 @@ func (x *Sender) Socket() *Socket { return x.s }
 // that failed; nothing is sent twice. After Close the rest fails with net.ErrClosed.
 //
 // EMSGSIZE means that a datagram is longer than the MTU of the link; ENOBUFS that the queue of the
-// device dropped a part of the message, and the rest was sent.
+// device dropped a part of the message, and the rest was sent. Between several messages the kernel
+// may keep such a drop to itself: what it dropped is then offered once more.
 func (x *Sender) Send(msgs []Message) (failed int) {
 	for m := range msgs {
 		if msgs[m].Err = x.check(&msgs[m]); msgs[m].Err != nil {
@@ -191,7 +195,7 @@ func (x *Sender) cut(m *Message, off int, plain bool) (size, segment int) {
 		return m.Segment, 0
 	}
 	if hold := atomic.LoadInt32(&m.Dest.hold); hold > 0 {
-		if off == 0 {
+		if rest <= 2*m.Segment { // once a message: the datagram before the last
 			atomic.AddInt32(&m.Dest.hold, -1)
 		}
 		return m.Segment, 0
@@ -280,36 +284,66 @@ func (x *Sender) wait(fd uintptr) bool {
 
 // try sends until everything went, something failed, or the send buffer is full.
 func (x *Sender) try(fd uintptr) {
-	g := x.s.g
+	s, g := x.s, x.s.g
 	x.again = false
-	tries := 0
+	var (
+		tries, all int        // calls for hdrs[x.lo] that met an error that may have been pending: the same, any
+		before     unix.Errno // the one before
+		short      bool       // the last call stopped half-way
+		locked     bool       // s.errors
+	)
 	for x.lo < x.n {
 		var e unix.Errno
-		sent := 1
+		sent, want := 1, 1
 		if x.n-x.lo == 1 || !g.mmsgOut.Load() {
 			_, e = g.sys.sendmsg(fd, &x.hdrs[x.lo].hdr)
 		} else {
-			sent, e = g.sys.sendmmsg(fd, &x.hdrs[x.lo], x.n-x.lo)
+			want = x.n - x.lo
+			sent, e = g.sys.sendmmsg(fd, &x.hdrs[x.lo], want)
 		}
 		switch {
 		case e == 0:
 			x.calls.add(1)
 			x.lo += sent
-			tries = 0
+			tries, all, before = 0, 0, 0
+			if locked {
+				s.errors.Unlock()
+				locked = false
+			}
+			// sendmmsg keeps the error to itself after it has sent something. If it was that of a
+			// datagram before, it is gone now.
+			if short {
+				s.poke()
+			}
+			short = sent < want
+			continue
 		case e == unix.EINTR:
+			continue
 		case e == unix.EAGAIN:
 			x.again = true
-			return
 		case e == unix.ENOSYS && g.mmsgOut.Swap(false):
 			g.tell(noteNoSendmmsg, "the kernel has no sendmmsg: one message is sent a call")
-		case passing(e) && tries < passingTries:
-			x.s.pending.Store(true)
+			continue
+		case passing(e) && (e != before || tries < passingTries) && all < passingMost:
+			if !locked {
+				s.errors.Lock()
+				locked = true
+			}
+			s.poke()
 			x.retries.add(1)
+			if e != before {
+				tries, before = 0, e
+			}
 			tries++
+			all++
+			continue
 		default:
 			x.err = e
-			return
 		}
+		break // out of the loop
+	}
+	if locked {
+		s.errors.Unlock()
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,8 +21,13 @@ type Socket struct {
 
 	closed  atomic.Bool // set before file is closed: RawConn's own error for it is not exported
 	onError atomic.Pointer[func(PathError)]
-	// pending says that a sender was given an error, so that something may lie in the error queue.
-	pending atomic.Bool
+	// pending says that something may lie in the error queue: a sender was given an error. parked
+	// says that the receiver waits, or is about to. See poke.
+	pending, parked atomic.Bool
+
+	// errors is held by who reads the error queue, and by a sender that sends again because of an
+	// error: each error that is read makes the next one in the queue pending.
+	errors sync.Mutex
 
 	receive receiver // belongs to the goroutine in Receive, but for its counters
 
@@ -49,13 +55,7 @@ func (s *Socket) OnError(f func(PathError)) { s.onError.Store(&f) }
 
 // Counters returns what the socket did so far, all of its senders together.
 func (s *Socket) Counters() Counters {
-	var c Counters
-	s.receive.into(&c)
-	s.mu.Lock()
-	for _, x := range s.senders {
-		x.into(&c)
-	}
-	s.mu.Unlock()
+	c := s.counters()
 	_ = s.conn.Control(func(fd uintptr) { // fails once it is closed
 		if n, ok := drops(fd); ok {
 			c.InDropped = uint64(n)
@@ -63,6 +63,30 @@ func (s *Socket) Counters() Counters {
 	})
 	return c
 }
+
+// counters are those that the kernel need not be asked for.
+func (s *Socket) counters() (c Counters) {
+	s.receive.into(&c)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.senders {
+		x.into(&c)
+	}
+	return c
+}
+
+// poke has the receiver look at the error queue. The poller wakes it for most errors; but one that
+// comes while it is busy, and that a sender is given, leaves no trace for it. Here pending is set
+// before parked is read, and in Receive the other way round: one of the two sees the other.
+func (s *Socket) poke() {
+	s.pending.Store(true)
+	if s.parked.Load() {
+		_ = s.file.SetReadDeadline(longAgo)
+	}
+}
+
+// longAgo as a deadline wakes who waits.
+var longAgo = time.Unix(1, 0)
 
 // wrap makes the error that a caller sees of one that ends a socket's use.
 func (s *Socket) wrap(op string, err error) error {
