@@ -422,6 +422,9 @@ func (c *compiler) peers() {
 				c.fault(p.at("device_id"), "another device", "the one that this policy is for", "remove this peer from the device's own policy")
 			}
 		}
+		if peer.ESP != "" {
+			c.oneOf(p.at("esp"), peer.ESP, ESPUDP, ESPNative)
+		}
 		c.count(p.at("gateways"), len(peer.Gateways), 0, MaxGateways)
 		for j, g := range peer.Gateways {
 			ap, ok := parseGateway(g)
@@ -464,6 +467,7 @@ func (c *compiler) connection(i int) {
 	info := ConnectionInfo{Name: conn.Name, Peer: conn.Peer, Service: conn.Service, ServiceID: conn.ServiceID, Start: conn.Start, Idle: time.Duration(conn.Idle)}
 	if n, ok := c.peer[conn.Peer]; ok {
 		info.DeviceID, info.Gateways = c.doc.Peers[n].DeviceID, slices.Clone(c.gateways[n])
+		info.NativeESP = c.doc.Peers[n].ESP == ESPNative
 		if len(c.doc.Peers[n].Gateways) == 0 && conn.Start != StartManual {
 			c.fault(p.at("start"), fmt.Sprintf("%q, because peer %q has no gateways: only the peer can set up the connection", StartManual, conn.Peer), certs.Quote(conn.Start), "add the peer's gateway, or change start")
 		}

@@ -80,6 +80,7 @@ func (t *Table) comparedFields(i int, flows string) []comparedField {
 		{"peer", c.Peer, true},
 		{"device_id", c.DeviceID, true},
 		{"gateways", fmt.Sprint(c.Gateways), false},
+		{"esp", fmt.Sprint(c.NativeESP), false},
 		{"service", c.Service, true},
 		{"category", c.Category, false},
 		{"service_id", c.ServiceID, true},

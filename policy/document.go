@@ -129,7 +129,16 @@ type Peer struct {
 	Name     string   `json:"name"`
 	Gateways []string `json:"gateways"` // address, or address:port ([v6]:port); port 500 when not given
 	DeviceID string   `json:"device_id"`
+	ESP      string   `json:"esp,omitempty"` // ESPUDP or ESPNative; empty: ESPUDP
 }
+
+// How the packets of a peer's connections travel.
+const (
+	// ESPUDP: in UDP (RFC 3948) with or without a NAT on the way, which offload makes faster.
+	ESPUDP = "udp"
+	// ESPNative: as IP protocol 50, unless there is a NAT on the way, or the peer asks for UDP.
+	ESPNative = "native"
+)
 
 // When a connection is set up.
 const (

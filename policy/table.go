@@ -45,6 +45,7 @@ type ConnectionInfo struct {
 	Peer      string
 	DeviceID  string           // the peer's identity in its device certificate
 	Gateways  []netip.AddrPort // in order; empty: only the peer can set up the connection
+	NativeESP bool             // ESP as IP protocol 50 where there is no NAT; else always in UDP
 	Service   string
 	Category  string
 	Auth      string // AuthCertificate or AuthPSK
