@@ -41,6 +41,13 @@ func (o *Outbound) Headroom() int { return o.t.headroom() }
 // and ICV.
 func (o *Outbound) Tailroom() int { return o.t.tailroom() }
 
+// Align returns what inner packet, padding and trailer together are padded to a multiple of, in
+// octets (RFC 4303, section 2.4).
+func (o *Outbound) Align() int { return o.t.align }
+
+// ICVLen returns the length of the integrity check value in octets.
+func (o *Outbound) ICVLen() int { return o.t.icv }
+
 // SealedLen returns the length of the ESP packet, SPI to ICV, for an inner packet of n octets.
 func (o *Outbound) SealedLen(n int) int {
 	return o.t.headroom() + n + o.t.padLen(n) + trailerLen + o.t.icv

@@ -74,7 +74,7 @@ func (t *transform) init(p *Params) error {
 
 	switch p.Encr {
 	case EncrAESGCM16:
-		aead, err := aesgcm.New(t.keys.encr)
+		aead, err := newGCM(t.keys.encr)
 		if err != nil {
 			return err
 		}

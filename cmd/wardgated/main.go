@@ -107,6 +107,9 @@ func serve(cfg *config.Config, log *zap.Logger) error {
 		}
 	}
 	log.Info("wardgated starts", zap.String("version", versionText()))
+	if note := router.BuildNote(); note != "" {
+		log.Error("THIS BUILD IS FOR BENCHMARKS: IT ENCRYPTS NOTHING AND CHECKS NOTHING", zap.String("build", note))
+	}
 	r, err := router.New(router.Options{Config: cfg, Log: log, Version: versionText()})
 	if err != nil {
 		return err
@@ -204,7 +207,9 @@ func newLogger(cfg config.Daemon, w io.Writer) (*zap.Logger, error) {
 	return zap.New(zapcore.NewCore(enc, zapcore.Lock(zapcore.AddSync(w)), level)), nil
 }
 
-func versionText() string {
+func versionText() string { return plainVersion() + router.BuildNote() }
+
+func plainVersion() string {
 	if version != "" {
 		return version
 	}
