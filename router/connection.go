@@ -78,11 +78,14 @@ type connection struct {
 	// cur is the CHILD SA to send on; nil while there is none. Read by every worker.
 	cur atomic.Pointer[childSA]
 
+	// own are the CHILD SAs that single queues have for themselves (RFC 9611), by queue; nil: cur.
+	own []atomic.Pointer[childSA]
+
 	// lastUse is when the last allowed packet passed, in nanoseconds on the router's clock.
 	lastUse atomic.Int64
 
-	packetsIn, packetsOut atomic.Uint64
-	bytesIn, bytesOut     atomic.Uint64
+	// traffic counts inner packets, each worker in a shard of its own.
+	traffic []trafficShard
 
 	mu        sync.Mutex // guards what follows
 	state     connState
@@ -104,12 +107,61 @@ type connection struct {
 	path      ike.Path
 	changed   chan struct{} // closed and replaced when the state changes; Up waits for it
 
+	busy []uint64 // packetsOut of each shard when lifecycle last looked
+
 	// the counters when the connection came up, for the record of its end
-	upPacketsIn, upPacketsOut, upBytesIn, upBytesOut uint64
+	up traffic
 }
 
-func newConnection(name string, lim heldLimits, now time.Time) *connection {
-	return &connection{name: name, lim: lim, since: now, changed: make(chan struct{})}
+// trafficShard is on a cache line that no other queue writes.
+type trafficShard struct {
+	packetsIn, packetsOut atomic.Uint64
+	bytesIn, bytesOut     atomic.Uint64
+	window                int64 // see fairness; the outgoing worker's own
+	inWindow              int
+	_                     [16]byte
+}
+
+// traffic is a sum of inner packets and octets.
+type traffic struct{ packetsIn, packetsOut, bytesIn, bytesOut uint64 }
+
+func (c *connection) total() traffic {
+	var t traffic
+	for i := range c.traffic {
+		s := &c.traffic[i]
+		t.packetsIn += s.packetsIn.Load()
+		t.packetsOut += s.packetsOut.Load()
+		t.bytesIn += s.bytesIn.Load()
+		t.bytesOut += s.bytesOut.Load()
+	}
+	return t
+}
+
+// newConnection makes a connection whose traffic is counted by shards workers; all but the last
+// of them, the flusher, read a queue.
+func newConnection(name string, lim heldLimits, shards int, now time.Time) *connection {
+	return &connection{
+		name: name, lim: lim, since: now, changed: make(chan struct{}),
+		traffic: make([]trafficShard, shards), own: make([]atomic.Pointer[childSA], shards-1),
+	}
+}
+
+// sendOn returns the CHILD SA that a worker sends on, or nil.
+func (c *connection) sendOn(queue int) *childSA {
+	if queue < len(c.own) {
+		if s := c.own[queue].Load(); s != nil {
+			return s
+		}
+	}
+	return c.cur.Load()
+}
+
+// stopSending lets packets wait again. c.mu is held.
+func (c *connection) stopSending() {
+	c.cur.Store(nil)
+	for i := range c.own {
+		c.own[i].Store(nil)
+	}
 }
 
 // connSpec is what the policy says about a connection. Read-only.
@@ -181,14 +233,20 @@ func (c *connection) hold(b []byte, now time.Time) (wake bool, err error) {
 	return wake, nil
 }
 
-// activate makes child the CHILD SA to send on. What was held back is handed to send first, in
-// the order in which it came; only when nothing waits any more do the workers see child, so that
-// no later packet overtakes an earlier one.
+// activate makes child the CHILD SA to send on: for its own queue alone when it has one, else for
+// all. What was held back is handed to send first, in the order in which it came; only when
+// nothing waits any more do the workers see child, so that no later packet overtakes an earlier
+// one.
 func (c *connection) activate(child *childSA, send func(*childSA, []heldPacket)) {
 	for {
 		c.mu.Lock()
 		if c.children[child.id] != child || c.state == connClosing {
 			c.mu.Unlock() // it went while its turn came
+			return
+		}
+		if child.queue > 0 && child.queue < len(c.own) && c.cur.Load() != nil {
+			c.own[child.queue].Store(child)
+			c.mu.Unlock()
 			return
 		}
 		h := c.held
@@ -201,6 +259,27 @@ func (c *connection) activate(child *childSA, send func(*childSA, []heldPacket))
 		c.mu.Unlock()
 		send(child, h)
 	}
+}
+
+// retire takes a CHILD SA that is gone from the sending side. c.mu is held, and c.children has it
+// no more.
+func (c *connection) retire(child *childSA) {
+	for q := range c.own {
+		if c.own[q].Load() == child {
+			c.own[q].Store(c.best(func(x *childSA) bool { return x.queue == q && !x.pending.Load() }))
+		}
+	}
+	if c.cur.Load() != child {
+		return
+	}
+	next := c.best(func(x *childSA) bool { return x.queue == 0 })
+	if next == nil {
+		next = c.best(func(*childSA) bool { return true })
+	}
+	if next != nil {
+		next.pending.Store(false)
+	}
+	c.cur.Store(next)
 }
 
 // takeHeld hands over the packets that wait. c.mu is held.
@@ -254,11 +333,14 @@ func (c *connection) failed(err string, now time.Time) time.Duration {
 	return wait
 }
 
-// best picks, among the CHILD SAs that stand, the one to send on when the current one is gone:
-// the newest that is not waiting for the peer. c.mu is held.
-func (c *connection) best() *childSA {
+// best picks, among the CHILD SAs that stand and that ok takes, the one to send on: the newest
+// that is not waiting for the peer. c.mu is held.
+func (c *connection) best(ok func(*childSA) bool) *childSA {
 	var b *childSA
 	for _, x := range c.children {
+		if !ok(x) {
+			continue
+		}
 		if b == nil || b.pending.Load() && !x.pending.Load() || b.pending.Load() == x.pending.Load() && x.id > b.id {
 			b = x
 		}

@@ -1,20 +1,19 @@
 package router
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"wardgate/esp"
 	"wardgate/policy"
+	"wardgate/router/wire"
 	"wardgate/tun"
 )
 
-// Space in front of and behind an inner packet, in octets: in front the ESP header with the
-// longest IV (16) and the virtio header that the TUN wants, behind padding, trailer and the
-// longest ICV (32).
+// Space in front of and behind an inner packet that lies alone, in octets: in front the ESP header
+// with the longest IV (16) and the virtio header that the TUN wants, behind padding, trailer and
+// the longest ICV (32).
 const (
 	headroom = 64
 	tailroom = 96
@@ -29,33 +28,93 @@ type ruleset struct {
 	index map[*connection]int
 }
 
-// datapath is what all workers share.
+// datapath is what all workers share: tables that are read without a lock, and the ways to the
+// rest of the router. Whatever a worker writes for every packet is its own (see worker).
 type datapath struct {
 	start   time.Time
 	rules   atomic.Pointer[ruleset]
 	flows   *flowTable
 	sad     *sad
-	drops   dropCounters
 	refuse  func(refusedPacket) // records a refusal; must not block
 	wake    func(*connection)   // starts IKE for a connection; must not block
 	switch_ func(*childSA)      // the first packet came in on a pending CHILD SA
 	rekey   func(*childSA)      // the soft limit of a CHILD SA is reached
-	ike     func(sock *udpSocket, d datagram, msg []byte)
+	ike     func(g *wire.Group, d *wire.Datagram, msg []byte)
 
 	queues []*tunWriter
+
+	overloadUntil atomic.Int64  // on the router's clock: the TUN's ring ran over, see fairness
+	ringDrops     atomic.Uint64 // packets that the kernel dropped there
+
+	mu      sync.Mutex // guards workers
+	workers []*worker
 }
 
-// tunWriter is the writing half of a TUN queue. Readers of several sockets may share a queue.
+// worker is what every worker has for itself: the counters it writes lie on cache lines that no
+// other queue writes.
+type worker struct {
+	*datapath
+	queue int // of the TUN and of the sockets
+	shard int // of connection.traffic
+	w     *tunWriter
+	cache flowCache
+
+	_     [64]byte
+	drops dropCounters
+	count queueCounters
+	_     [64]byte
+}
+
+// queueCounters are one worker's.
+type queueCounters struct {
+	packetsIn, bytesIn   atomic.Uint64 // inner packets
+	packetsOut, bytesOut atomic.Uint64
+	rounds               atomic.Uint64 // times that the worker took what was there
+}
+
+// newWorker makes worker number queue of one direction; shard is where it counts the traffic of
+// connections.
+func (d *datapath) newWorker(queue, shard int) *worker {
+	w := &worker{datapath: d, queue: queue, shard: shard, w: d.queues[queue%len(d.queues)]}
+	d.mu.Lock()
+	d.workers = append(d.workers, w)
+	d.mu.Unlock()
+	return w
+}
+
+func (d *datapath) allWorkers() []*worker {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.workers[:len(d.workers):len(d.workers)]
+}
+
+// dropped sums the drops of all workers by name.
+func (d *datapath) dropped() map[string]uint64 {
+	m := make(map[string]uint64)
+	for _, w := range d.allWorkers() {
+		w.drops.addTo(m)
+	}
+	return m
+}
+
+// shards is how many shards connections count in: one a queue, and one for the flusher.
+func (d *datapath) shards() int { return len(d.queues) + 1 }
+
+// tunWriter is the writing half of a TUN queue. The sockets of several families share a queue.
 type tunWriter struct {
 	mu sync.Mutex
 	q  tun.Queue
 }
 
-func (w *tunWriter) write(pkts []tun.Packet) error {
+// write returns how many packets were not taken.
+func (w *tunWriter) write(pkts []tun.Packet) (failed int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	_, err := w.q.WriteBatch(pkts)
-	return err
+	n, err := w.q.WriteBatch(pkts)
+	if err == nil {
+		return 0
+	}
+	return len(pkts) - n
 }
 
 // now is the time since the start on the monotonic clock, in nanoseconds.
@@ -173,7 +232,7 @@ func (d *datapath) noteState(b []byte, p *packet, f *flow, dir direction, sec in
 	if p.fragment {
 		d.flows.noteFragment(p, dir, f, sec)
 	}
-	if p.proto == protoTCP && b[p.headerLen+13]&(0x01|0x04) != 0 { // FIN, RST
+	if p.proto == protoTCP && b[p.headerLen+13]&(tcpFIN|tcpRST) != 0 {
 		f.closing.Store(true)
 	}
 }
@@ -182,18 +241,19 @@ func policyFlow(p *packet) policy.Flow {
 	return policy.Flow{Src: p.src, Dst: p.dst, Proto: p.proto, SrcPort: p.srcPort, DstPort: p.dstPort, NoPorts: p.noPorts}
 }
 
-func (d *datapath) note(v verdict, p *packet, dir direction, where string) {
+// note counts n packets that were not let through, and records the refusal.
+func (w *worker) note(v verdict, p *packet, dir direction, n int) {
 	if v.drop == dropPolicy {
-		d.drops.addPolicy(v.policyReason)
+		w.drops.addPolicy(v.policyReason, n)
 	} else {
-		d.drops.add(v.drop)
+		w.drops.add(v.drop, n)
 	}
 	if !v.drop.recorded() {
 		return
 	}
 	r := refusedPacket{
 		reason: v.drop.String(), dir: dir, src: p.src, dst: p.dst, proto: p.proto,
-		sport: p.srcPort, dport: p.dstPort, where: where,
+		sport: p.srcPort, dport: p.dstPort, where: "tunnel",
 	}
 	if v.drop == dropPolicy {
 		r.reason = v.policyReason.String()
@@ -201,134 +261,7 @@ func (d *datapath) note(v verdict, p *packet, dir direction, where string) {
 	if v.conn != nil {
 		r.conn = v.conn.name
 	}
-	d.refuse(r)
-}
-
-// outWorker takes the packets of one TUN queue to the sockets.
-type outWorker struct {
-	*datapath
-	w     *tunWriter
-	cache flowCache
-	oob   [maxOOB]byte
-	icmp  icmpLimiter
-}
-
-// run reads queue q until it is closed, and returns why.
-func (w *outWorker) run(q tun.Queue, mtu int) error {
-	const batch = 128
-	bufs := make([][]byte, batch)
-	sizes := make([]int, batch)
-	for i := range bufs {
-		bufs[i] = make([]byte, headroom+max(mtu, 1500)+tailroom)
-	}
-	for {
-		n, err := q.ReadBatch(bufs, sizes, headroom)
-		if err != nil {
-			return err
-		}
-		rs, now := w.rules.Load(), w.now()
-		for i := range n {
-			w.packet(bufs[i], headroom, sizes[i], rs, now)
-		}
-	}
-}
-
-// packet takes the inner packet buf[off:off+n] to its tunnel.
-func (w *outWorker) packet(buf []byte, off, n int, rs *ruleset, now int64) {
-	var p packet
-	b := buf[off : off+n]
-	if err := p.parse(b); err != nil {
-		w.note(verdict{drop: dropMalformed}, &p, outbound, "tunnel")
-		return
-	}
-	if p.dst.IsMulticast() || p.dst.IsLinkLocalUnicast() || p.src.IsLinkLocalUnicast() || p.src.IsUnspecified() {
-		// what every kernel says on a new interface (router solicitations, MLD); for no tunnel
-		w.drops.add(dropNotUnicast)
-		return
-	}
-	sec := now / int64(time.Second)
-	v := w.judge(b, &p, outbound, nil, rs, &w.cache, sec)
-	if v.drop != dropNone {
-		w.note(v, &p, outbound, "tunnel")
-		if v.conn != nil {
-			w.unreachable(b, &p, now) // from an address behind that connection, as its route expects
-		}
-		return
-	}
-	w.deliver(v.flow, &p, buf, off, n, now)
-}
-
-// deliver seals and sends a packet that was judged, or holds it until the connection stands.
-func (w *outWorker) deliver(f *flow, p *packet, buf []byte, off, n int, now int64) {
-	c := f.conn
-	child := c.cur.Load()
-	if child == nil {
-		wake, err := c.hold(buf[off:off+n], time.Now())
-		if wake {
-			w.wake(c)
-		}
-		if err == nil {
-			return
-		}
-		if child = c.cur.Load(); child == nil {
-			w.note(verdict{drop: dropFor(err), conn: c}, p, outbound, "tunnel")
-			w.unreachable(buf[off:off+n], p, now)
-			return
-		}
-	}
-	w.send(child, p, buf, off, n, now)
-}
-
-// sendHeld sends what a connection held back.
-func (w *outWorker) sendHeld(child *childSA, held []heldPacket) {
-	for _, h := range held {
-		buf := make([]byte, headroom+len(h.b)+tailroom)
-		copy(buf[headroom:], h.b)
-		var p packet
-		if p.parse(h.b) == nil {
-			w.send(child, &p, buf, headroom, len(h.b), w.now())
-		}
-	}
-}
-
-func (w *outWorker) send(child *childSA, p *packet, buf []byte, off, n int, now int64) {
-	c := child.conn
-	if !child.covers(p, outbound) {
-		w.note(verdict{drop: dropSelectors, conn: c}, p, outbound, "tunnel")
-		w.unreachable(buf[off:off+n], p, now)
-		return
-	}
-	tos := esp.OuterTOS(buf[off : off+n])
-	next := uint8(4) // IPv4 in ESP (RFC 4303, section 2.6)
-	if buf[off]>>4 == 6 {
-		next = 41
-	}
-	start, end, err := child.out.Seal(buf, off, n, next)
-	if err == esp.ErrClosed { //nolint:errorlint // sentinels of the hot path are never wrapped
-		// replaced since the worker looked; nothing was written yet
-		if newer := c.cur.Load(); newer != nil && newer != child {
-			child = newer
-			start, end, err = child.out.Seal(buf, off, n, next)
-		}
-	}
-	if err != nil {
-		w.drops.add(dropSeal)
-		if err == esp.ErrHardLimit { //nolint:errorlint // as above
-			w.rekeyOnce(child)
-		}
-		return
-	}
-	if child.out.SoftLimitReached() {
-		w.rekeyOnce(child)
-	}
-	path := child.path.Load()
-	if err := path.sock.write(buf[start:end], path.sock.appendControl(w.oob[:0], path.local, tos), path.remote); err != nil {
-		w.drops.add(dropSend)
-		return
-	}
-	c.packetsOut.Add(1)
-	c.bytesOut.Add(uint64(n))
-	c.lastUse.Store(now)
+	w.refuse(r)
 }
 
 // rekeyOnce asks IKE for a successor of child, once.
@@ -338,109 +271,18 @@ func (d *datapath) rekeyOnce(child *childSA) {
 	}
 }
 
-// inWorker takes the datagrams of one socket to the TUN.
-type inWorker struct {
-	*datapath
-	w     *tunWriter
-	cache flowCache
-	pkts  [1]tun.Packet // scratch
-}
-
-// run reads the socket until it is closed, and returns why.
-func (w *inWorker) run(s *udpSocket) error {
-	buf := make([]byte, headroom+maxDatagram+tailroom)
-	oob := make([]byte, maxOOB)
-	for {
-		d, err := s.read(buf[headroom:headroom+maxDatagram], oob)
-		if err != nil {
-			if transient(err) {
-				continue // an ICMP error about an earlier datagram of ours
-			}
-			return err
-		}
-		w.datagram(s, d, buf, headroom)
+// coversFlow tells whether the selectors of c allow packet p, on its way out, of flow f. The
+// answer is the same for all packets of a flow that show their ports, so it is found once.
+func (c *childSA) coversFlow(f *flow, p *packet) bool {
+	if p.fragment || p.icmpError {
+		return c.covers(p, outbound)
 	}
-}
-
-// datagram tells keepalive, IKE and ESP apart (RFC 3948, section 2).
-func (w *inWorker) datagram(s *udpSocket, d datagram, buf []byte, off int) {
-	b := buf[off : off+d.n]
-	if !s.natt {
-		w.ike(s, d, b)
-		return
+	if f.coveredOut.Load() == c {
+		return true
 	}
-	switch {
-	case len(b) == 1 && b[0] == 0xff: // NAT keepalive
-		return
-	case len(b) < nonESPMarker:
-		w.drops.add(dropMalformed)
-		return
-	case binary.BigEndian.Uint32(b) == 0:
-		w.ike(s, d, b[nonESPMarker:])
-		return
+	if !c.covers(p, outbound) {
+		return false
 	}
-	w.esp(d, buf, off)
-}
-
-// esp opens one ESP packet and hands what was in it to the TUN, if the SA, the policy and the
-// flow table all agree.
-func (w *inWorker) esp(d datagram, buf []byte, off int) {
-	spi, ok := esp.SPIOf(buf[off : off+d.n])
-	if !ok {
-		w.drops.add(dropMalformed)
-		return
-	}
-	child := w.sad.lookup(spi)
-	if child == nil {
-		w.drops.add(dropUnknownSPI)
-		return
-	}
-	start, end, next, err := child.in.Open(buf, off, d.n)
-	if err != nil {
-		w.drops.add(dropForOpen(err))
-		if err == esp.ErrDummy { //nolint:errorlint // sentinels of the hot path are never wrapped
-			child.lastIn.Store(w.now())
-		}
-		return
-	}
-	now := w.now()
-	child.lastIn.Store(now)
-	if child.pending.Load() {
-		w.switch_(child)
-	}
-	b := buf[start:end]
-	if next != 4 && next != 41 || (next == 4) != (b[0]>>4 == 4) {
-		w.drops.add(dropMalformed)
-		return
-	}
-	c := child.conn
-	var p packet
-	if err := p.parse(b); err != nil {
-		w.note(verdict{drop: dropMalformed, conn: c}, &p, inbound, "tunnel")
-		return
-	}
-	if !child.covers(&p, inbound) {
-		w.note(verdict{drop: dropSelectors, conn: c}, &p, inbound, "tunnel")
-		return
-	}
-	if drop := esp.DecapECN(d.tos, b); drop {
-		w.drops.add(dropECN)
-		return
-	}
-	rs := w.rules.Load()
-	v := w.judge(b, &p, inbound, c, rs, &w.cache, now/int64(time.Second))
-	if v.drop != dropNone {
-		w.note(v, &p, inbound, "tunnel")
-		return
-	}
-	c.packetsIn.Add(1)
-	c.bytesIn.Add(uint64(len(b)))
-	c.lastUse.Store(now)
-	if child.in.SoftLimitReached() {
-		w.rekeyOnce(child)
-	}
-	w.pkts[0] = tun.Packet{Buf: buf, Off: start, Len: end - start}
-	if err := w.w.write(w.pkts[:]); err != nil {
-		w.drops.add(dropTUN)
-	}
+	f.coveredOut.Store(c)
+	return true
 }

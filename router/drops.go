@@ -33,6 +33,8 @@ const (
 	dropDummy
 	dropECN
 	dropTUN
+	dropTooBig
+	dropOverload
 	numDropReasons
 )
 
@@ -58,6 +60,8 @@ var dropNames = [numDropReasons]string{
 	dropDummy:      "dummy",
 	dropECN:        "ecn",
 	dropTUN:        "tun-write-failed",
+	dropTooBig:     "too-big",
+	dropOverload:   "overload",
 }
 
 // String returns the stable name that counters and records use.
@@ -69,7 +73,7 @@ func (r dropReason) recorded() bool {
 	switch r {
 	case dropMalformed, dropFragment, dropNoPolicy, dropPolicy, dropNoState, dropSelectors, dropBlocked, dropManual:
 		return true
-	case dropNone, dropNotUnicast, dropWaiting, dropHeldFull, dropSeal, dropSend, dropUnknownSPI, dropReplay, dropICV, dropESP, dropDummy, dropECN, dropTUN, numDropReasons:
+	case dropNone, dropNotUnicast, dropWaiting, dropHeldFull, dropSeal, dropSend, dropUnknownSPI, dropReplay, dropICV, dropESP, dropDummy, dropECN, dropTUN, dropTooBig, dropOverload, numDropReasons:
 	}
 	return false
 }
@@ -80,21 +84,21 @@ type dropCounters struct {
 	policy [64]atomic.Uint64 // by policy.Reason
 }
 
-func (c *dropCounters) add(r dropReason) { c.by[r].Add(1) }
+func (c *dropCounters) add(r dropReason, n int) { c.by[r].Add(uint64(n)) }
 
-func (c *dropCounters) addPolicy(r policy.Reason) {
+func (c *dropCounters) addPolicy(r policy.Reason, n int) {
 	if int(r) < len(c.policy) {
-		c.policy[r].Add(1)
+		c.policy[r].Add(uint64(n))
 		return
 	}
-	c.by[dropPolicy].Add(1)
+	c.by[dropPolicy].Add(uint64(n))
 }
 
-func (c *dropCounters) snapshot() map[string]uint64 {
-	m := make(map[string]uint64)
+// addTo adds what was counted to m, by name.
+func (c *dropCounters) addTo(m map[string]uint64) {
 	for r := dropMalformed; r < numDropReasons; r++ {
 		if n := c.by[r].Load(); n != 0 {
-			m[r.String()] = n
+			m[r.String()] += n
 		}
 	}
 	for r := range c.policy {
@@ -102,7 +106,6 @@ func (c *dropCounters) snapshot() map[string]uint64 {
 			m[policy.Reason(r).String()] += n
 		}
 	}
-	return m
 }
 
 // dropFor maps the errors of connection.hold.

@@ -69,6 +69,9 @@ type flow struct {
 	opener direction // who opened it
 	rule   int
 
+	// coveredOut and coveredIn are the CHILD SAs whose selectors were found to cover the flow.
+	coveredOut, coveredIn atomic.Pointer[childSA]
+
 	lastSeen atomic.Int64 // seconds on the router's clock
 	closing  atomic.Bool  // TCP: FIN or RST was seen
 	dead     atomic.Bool  // taken out of the table; caches must forget it
@@ -83,7 +86,8 @@ const (
 	icmpIdle    = 60
 	otherIdle   = 10 * 60
 	flowShards  = 64
-	cacheSize   = 1024
+	cacheSize   = 1 << cacheBits
+	cacheBits   = 13
 	maxFragSets = 4096
 	fragIdle    = 30 // RFC 8200, section 4.5: 60 s to reassemble; later fragments come at once
 )
@@ -252,7 +256,7 @@ func cacheSlot(k *flowKey) int {
 	h := binary.LittleEndian.Uint64(k.remote[8:]) ^ bits.RotateLeft64(binary.LittleEndian.Uint64(k.local[8:]), 29)
 	h ^= uint64(k.remotePort)<<32 | uint64(k.localPort)<<16 | uint64(k.proto)
 	h *= 0x9e3779b97f4a7c15
-	return int(h >> 54) // 10 bits
+	return int(h >> (64 - cacheBits))
 }
 
 func (c *flowCache) get(k *flowKey, gen uint64) *flow {

@@ -99,7 +99,7 @@ func TestCacheKnowsOnlyItsGeneration(t *testing.T) {
 }
 
 func testConnection(start string) *connection {
-	c := newConnection("a-b", heldLimits{packets: 4, bytes: 100, age: 10 * time.Second}, time.Time{})
+	c := newConnection("a-b", heldLimits{packets: 4, bytes: 100, age: 10 * time.Second}, 2, time.Time{})
 	c.spec.Store(&connSpec{start: start})
 	return c
 }
@@ -264,39 +264,6 @@ func TestRefusalsAreBounded(t *testing.T) {
 	r.flush()
 	if len(r.kinds) != 0 {
 		t.Errorf("%d kinds are kept for ever", len(r.kinds))
-	}
-}
-
-func TestControlMessages(t *testing.T) {
-	for _, v6 := range []bool{false, true} {
-		local := netip.MustParseAddr("127.0.0.1")
-		if v6 {
-			local = netip.IPv6Loopback()
-		}
-		a, err := openSocket(local, 0, false, 0)
-		if err != nil {
-			if v6 && noIPv6(err) {
-				continue
-			}
-			t.Fatal(err)
-		}
-		defer a.conn.Close()
-		b, err := openSocket(local, 0, true, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer b.conn.Close()
-		if err := a.write([]byte("hello"), a.appendControl(nil, local, 0xb8), netip.AddrPortFrom(local, b.port)); err != nil {
-			t.Fatal(err)
-		}
-		buf, oob := make([]byte, 100), make([]byte, maxOOB)
-		d, err := b.read(buf, oob)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d.n != 5 || d.local != local || d.tos != 0xb8 || d.remote != netip.AddrPortFrom(local, a.port) {
-			t.Errorf("got %+v", d)
-		}
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"wardgate/ike"
 	"wardgate/ike/suite"
 	"wardgate/internal/testvectors"
+	"wardgate/router/wire"
 )
 
 // mute is a Router without kernel, TUN and token: real sockets on loopback, a real IKE endpoint
@@ -31,12 +32,14 @@ func mute(t *testing.T) *Router {
 		r.conns[c.name] = c
 	}
 	r.flusher = s.out
+	r.natt = make(map[*wire.Group]bool)
 	for _, natt := range []bool{false, true} {
-		sock, err := openSocket(netip.MustParseAddr("127.0.0.1"), 0, natt, 0)
+		g, err := wire.OpenUDP(wire.Options{Addr: netip.MustParseAddr("127.0.0.1"), Queues: 1, Steer: natt})
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.socks = append(r.socks, sock)
+		r.groups = append(r.groups, g)
+		r.natt[g] = natt
 	}
 	var err error
 	r.ep, err = ike.NewEndpoint(ike.Config{Clock: systemClock{}, Rand: rand.Reader, Owner: owner{r}, Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound})
@@ -81,10 +84,10 @@ func TestMalformedThroughTheSockets(t *testing.T) {
 	}
 	r := mute(t)
 	var wg sync.WaitGroup
-	for _, s := range r.socks {
-		w := &inWorker{datapath: r.dp, w: r.dp.queues[0]}
+	for _, g := range r.groups {
+		w := newInWorker(r.dp.newWorker(0, 0), g, g.Sockets()[0], r.natt[g])
 		wg.Go(func() {
-			if err := w.run(s); err == nil {
+			if err := w.run(); err == nil {
 				t.Error("reader ended without an error")
 			}
 		})
@@ -96,7 +99,7 @@ func TestMalformedThroughTheSockets(t *testing.T) {
 	defer out.Close()
 	var answers int
 	wg.Go(func() {
-		b := make([]byte, maxDatagram)
+		b := make([]byte, 65535)
 		for {
 			if _, err := out.Read(b); err != nil {
 				return
@@ -110,8 +113,8 @@ func TestMalformedThroughTheSockets(t *testing.T) {
 			t.Fatal(err)
 		}
 		// to both sockets, whichever it was recorded on: an attacker chooses the port
-		for _, s := range r.socks {
-			if _, err := out.WriteToUDPAddrPort(b, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.port)); err != nil && len(b) > 0 {
+		for _, s := range r.groups {
+			if _, err := out.WriteToUDPAddrPort(b, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.Port())); err != nil && len(b) > 0 {
 				t.Fatalf("message %d: %v", i, err)
 			}
 		}
@@ -122,7 +125,7 @@ func TestMalformedThroughTheSockets(t *testing.T) {
 	probe := probeRequest(t)
 	alive := func() bool {
 		before := r.ep.Snapshot()
-		if _, err := out.WriteToUDPAddrPort(probe, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.socks[0].port)); err != nil {
+		if _, err := out.WriteToUDPAddrPort(probe, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.groups[0].Port())); err != nil {
 			t.Fatal(err)
 		}
 		deadline := time.Now().Add(10 * time.Second)
@@ -142,7 +145,7 @@ func TestMalformedThroughTheSockets(t *testing.T) {
 			t.Errorf("left behind: %+v", s)
 		}
 	}
-	if n := len(r.dp.sad.all()); n != 0 {
+	if n := r.dp.sad.len(); n != 0 {
 		t.Errorf("%d SAs for ESP", n)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -150,15 +153,15 @@ func TestMalformedThroughTheSockets(t *testing.T) {
 	if err := r.ep.Close(ctx); err != nil {
 		t.Error(err)
 	}
-	for _, s := range r.socks {
-		s.conn.Close()
+	for _, g := range r.groups {
+		g.Close()
 	}
 	out.Close()
 	wg.Wait()
 	if n := len(r.ep.Snapshot()); n != 0 {
 		t.Errorf("%d IKE SAs are left", n)
 	}
-	t.Logf("%d answers, drops %v", answers, r.dp.drops.snapshot())
+	t.Logf("%d answers, drops %v", answers, r.dp.dropped())
 }
 
 const probeSPI = 0x1122334455667788

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -33,6 +34,7 @@ func (r *Router) lifecycle(ctx context.Context) {
 		now := time.Now()
 		r.refused.refill()
 		if sweep++; sweep%10 == 0 {
+			r.tendPaths(now)
 			r.dp.flows.sweep(r.dp.now() / int64(time.Second))
 			r.recordRefusals()
 		}
@@ -74,12 +76,17 @@ func (r *Router) tend(c *connection, now time.Time) {
 		over := spec.idle > 0 && c.state == connUp && now.Sub(c.since) >= spec.idle && idle >= spec.idle
 		if over {
 			c.setState(connClosing, now)
-			c.cur.Store(nil)
+			c.stopSending()
 		}
 		c.mu.Unlock()
 		if over {
 			r.log.Info("connection is idle", zap.String("connection", c.name), zap.Duration("for", idle))
 			r.ep.Terminate(c.name, fmt.Sprintf("idle for %s", idle.Round(time.Second)))
+		}
+	}
+	if c.busyQueues() > 1 {
+		if err := r.ep.WantQueues(c.name, c.name, len(c.own)); err != nil {
+			r.log.Debug("no CHILD SAs for single queues", zap.String("connection", c.name), zap.Error(err))
 		}
 	}
 	c.mu.Lock()
@@ -92,6 +99,42 @@ func (r *Router) tend(c *connection, now time.Time) {
 		c.setState(connIdle, now) // the next packet may try again
 	}
 	c.mu.Unlock()
+}
+
+// busyPackets is how many packets in a second make a queue worth a CHILD SA of its own.
+const busyPackets = 1000
+
+// busyQueues returns how many queues the connection keeps busy; to be asked once a second.
+func (c *connection) busyQueues() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != connUp || len(c.own) < 2 {
+		return 0
+	}
+	if c.busy == nil {
+		c.busy = make([]uint64, len(c.traffic))
+	}
+	n := 0
+	for i := range c.traffic {
+		now := c.traffic[i].packetsOut.Load()
+		if now-c.busy[i] > busyPackets {
+			n++
+		}
+		c.busy[i] = now
+	}
+	return n
+}
+
+// tendPaths keeps what is known of the paths to the peers.
+func (r *Router) tendPaths(now time.Time) {
+	used := make(map[netip.Addr]bool)
+	r.children.Range(func(_, v any) bool {
+		if p := v.(*childSA).path.Load(); p != nil { //nolint:errcheck,forcetypeassert // the map holds nothing else
+			used[p.remote.Addr()] = true
+		}
+		return true
+	})
+	r.paths.tend(used, r.mark(), now)
 }
 
 // --- records ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import (
 	"wardgate/audit"
 	"wardgate/esp"
 	"wardgate/ike"
+	"wardgate/tun"
 )
 
 // rekeyGrace is how long the inbound half of a CHILD SA that was replaced still accepts packets
@@ -84,8 +85,7 @@ func (o owner) ChildUp(k ike.ChildSA) {
 		if !c.wokenAt.IsZero() {
 			c.setUp = now.Sub(c.wokenAt)
 		}
-		c.upPacketsIn, c.upPacketsOut = c.packetsIn.Load(), c.packetsOut.Load()
-		c.upBytesIn, c.upBytesOut = c.bytesIn.Load(), c.bytesOut.Load()
+		c.up = c.total()
 	}
 	c.wokenAt = time.Time{}
 	c.espSuite = child.suite
@@ -127,7 +127,7 @@ func (r *Router) dropChild(id ike.ChildID, why string) {
 
 // newChild makes the data path's side of a CHILD SA.
 func (r *Router) newChild(c *connection, k *ike.ChildSA) (*childSA, error) {
-	child := &childSA{id: k.ID, sa: k.SA, conn: c, spiIn: k.SPIIn, localTS: k.LocalTS, remoteTS: k.RemoteTS, suite: espSuiteName(k)}
+	child := &childSA{id: k.ID, sa: k.SA, conn: c, spiIn: k.SPIIn, queue: k.Queue, localTS: k.LocalTS, remoteTS: k.RemoteTS, suite: espSuiteName(k)}
 	path, err := r.sendPath(k.Path)
 	if err != nil {
 		return nil, err
@@ -149,21 +149,17 @@ func (r *Router) newChild(c *connection, k *ike.ChildSA) (*childSA, error) {
 		child.in.Close()
 		return nil, err
 	}
+	child.spacing = spacingOf(child.out)
 	return child, nil
 }
 
-// sendPath picks the socket for the ESP packets of a path. ESP goes encapsulated in UDP: the
-// appliance claims a NAT with every peer, for it is the way that UDP offload can speed up.
-func (r *Router) sendPath(p ike.Path) (*sendPath, error) {
-	if !p.Encap {
-		return nil, fmt.Errorf("the peer %s refuses ESP in UDP (RFC 3948): expected port 4500 after the claim of a NAT, came path %s", p.Remote, p)
-	}
-	s := r.socketFor(p)
-	if s == nil {
-		return nil, fmt.Errorf("no UDP socket of this machine fits the path %s", p)
-	}
-	return &sendPath{sock: s, local: p.Local.Addr(), remote: p.Remote}, nil
+// spacingOf says how inner packets have to lie so that their ESP packets are back to back.
+func spacingOf(o *esp.Outbound) tun.Spacing {
+	return tun.Spacing{Front: o.Headroom(), Align: o.Align(), Trailer: espTrailerLen, Back: espTrailerLen + o.ICVLen()}
 }
+
+// espTrailerLen is the pad length and next header octets (RFC 4303, section 2).
+const espTrailerLen = 2
 
 // ChildSwitch makes a CHILD SA the one to send on.
 func (o owner) ChildSwitch(id ike.ChildID) {
@@ -203,13 +199,7 @@ func (o owner) ChildDown(id ike.ChildID, why ike.Reason) {
 	last := len(c.children) == 0
 	closing := c.state == connClosing
 	wake := false
-	if c.cur.Load() == child {
-		next := c.best()
-		if next != nil {
-			next.pending.Store(false)
-		}
-		c.cur.Store(next)
-	}
+	c.retire(child)
 	if last && c.state != connBlocked {
 		c.setState(connIdle, now)
 		if wake = closing && len(c.held) > 0; wake {
@@ -221,10 +211,11 @@ func (o owner) ChildDown(id ike.ChildID, why ike.Reason) {
 			c.setState(connWaiting, now)
 		}
 	}
+	t := c.total()
 	detail := map[string]string{
 		"reason": why.Code, "text": why.Text,
-		"packets_in": fmt.Sprint(c.packetsIn.Load() - c.upPacketsIn), "packets_out": fmt.Sprint(c.packetsOut.Load() - c.upPacketsOut),
-		"bytes_in": fmt.Sprint(c.bytesIn.Load() - c.upBytesIn), "bytes_out": fmt.Sprint(c.bytesOut.Load() - c.upBytesOut),
+		"packets_in": fmt.Sprint(t.packetsIn - c.up.packetsIn), "packets_out": fmt.Sprint(t.packetsOut - c.up.packetsOut),
+		"bytes_in": fmt.Sprint(t.bytesIn - c.up.bytesIn), "bytes_out": fmt.Sprint(t.bytesOut - c.up.bytesOut),
 	}
 	ids := strings.Join(c.remoteIDs, " + ")
 	c.mu.Unlock()
@@ -302,11 +293,8 @@ func (o owner) InitiateFailed(peer, child string, err error) {
 	})
 	r.flushMu.Lock()
 	for _, h := range held {
-		var p packet
-		if p.parse(h.b) == nil {
-			r.flusher.drops.add(dropWaiting)
-			r.flusher.unreachable(h.b, &p, r.dp.now())
-		}
+		r.flusher.drops.add(dropWaiting, 1)
+		r.flusher.unreachable(h.b, r.dp.now())
 	}
 	r.flushMu.Unlock()
 }

@@ -24,6 +24,13 @@ const (
 	protoMobility = 135
 )
 
+// TCP flags (RFC 9293, section 3.1).
+const (
+	tcpFIN = 0x01
+	tcpSYN = 0x02
+	tcpRST = 0x04
+)
+
 // Limits of the walk along IPv6 extension headers: more than this is no ordinary packet.
 const (
 	maxExtensionHeaders = 8

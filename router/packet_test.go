@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+
+	"wardgate/router/pathmtu"
 )
 
 func serialize(t testing.TB, l ...gopacket.SerializableLayer) []byte {
@@ -182,7 +184,11 @@ func TestUnreachable(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := make([]byte, 1280)
-		n := buildUnreachable(out, b, &p)
+		code := [2]uint8{3, 13}
+		if b[0]>>4 == 6 {
+			code = [2]uint8{1, 1}
+		}
+		n := pathmtu.Unreachable(out, b, code[0], code[1], netip.Addr{})
 		var q packet
 		if err := q.parse(out[:n]); err != nil {
 			t.Fatal(err)
@@ -238,10 +244,6 @@ func FuzzParse(f *testing.F) {
 		}
 		if p.icmpError && p.embedded > len(b) {
 			t.Fatal("embedded packet beyond the packet")
-		}
-		out := make([]byte, 1280)
-		if n := buildUnreachable(out, b, &p); n > len(out) {
-			t.Fatal("ICMP error too long")
 		}
 		if p.icmpError {
 			var q packet

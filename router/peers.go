@@ -95,10 +95,9 @@ func (r *Router) peerConfig(table *policy.Table, info *policy.ConnectionInfo, cr
 		Name: info.Name, Remote: info.Gateways, Proposals: ikeProps,
 		RekeyIKE: time.Duration(life.IKE), RekeyChild: time.Duration(life.Child), LivenessInterval: time.Duration(life.Liveness),
 		Retransmit: retransmit,
-		// UDP encapsulation with every peer, see sendPath
-		ForceEncap: true,
+		ForceEncap: !info.NativeESP || r.cfg.Network.ForceEncap,
 	}
-	child := ike.ChildConfig{Name: info.Name, Proposals: espProps}
+	child := ike.ChildConfig{Name: info.Name, Proposals: espProps, Queues: len(r.dp.queues)}
 	for _, x := range info.Local {
 		child.LocalTS = append(child.LocalTS, ike.PrefixSelector(x))
 	}

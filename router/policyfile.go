@@ -314,7 +314,7 @@ func (r *Router) enforce(doc *policy.Document, at time.Time) {
 		in := &infos[i]
 		c := r.conns[in.Name]
 		if c == nil {
-			c = newConnection(in.Name, lim, now)
+			c = newConnection(in.Name, lim, r.dp.shards(), now)
 		}
 		c.spec.Store(&connSpec{
 			peer: in.Peer, service: in.Service, serviceID: in.ServiceID, start: in.Start, idle: in.Idle,

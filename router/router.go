@@ -16,12 +16,14 @@ import (
 	"go.uber.org/zap"
 
 	"wardgate/audit"
+	"wardgate/esp"
 	"wardgate/ike"
 	"wardgate/pkichip"
 	"wardgate/policy"
 	"wardgate/router/config"
 	"wardgate/router/control"
 	"wardgate/router/kernel"
+	"wardgate/router/wire"
 	"wardgate/tun"
 )
 
@@ -42,7 +44,9 @@ type Router struct {
 	dp       *datapath
 	tun      *tun.Device
 	tunName  string
-	socks    []*udpSocket
+	groups   []*wire.Group        // sockets, by family, address and port
+	natt     map[*wire.Group]bool // those of the NAT traversal port
+	paths    paths
 	kern     *kernel.Kernel
 	ep       *ike.Endpoint
 	chip     Token
@@ -55,6 +59,9 @@ type Router struct {
 
 	flushMu sync.Mutex
 	flusher *outWorker // sends what was held back; guarded by flushMu
+
+	ikeMu   sync.Mutex // guards senders
+	senders map[*wire.Group]*wire.Sender
 
 	records    chan audit.Record // to the one writer of the audit record
 	events     eventRing
@@ -134,14 +141,15 @@ func New(opt Options) (_ *Router, err error) {
 	for _, q := range r.tun.Queues() {
 		r.dp.queues = append(r.dp.queues, &tunWriter{q: q})
 	}
-	r.flusher = &outWorker{datapath: r.dp, w: r.dp.queues[0]}
+	r.flusher = newOutWorker(r.dp.newWorker(len(r.dp.queues), len(r.dp.queues)))
+	r.flusher.mark = cfg.Network.Mark
 	if err = r.openSockets(); err != nil {
 		return nil, err
 	}
 	r.ep, err = ike.NewEndpoint(ike.Config{
 		Clock: systemClock{}, Rand: rand.Reader, Owner: owner{r},
 		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound, SourceAddr: localAddrTo,
-		CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
+		Queues: len(r.dp.queues), CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
 	})
 	if err != nil {
 		return nil, err
@@ -158,28 +166,49 @@ func New(opt Options) (_ *Router, err error) {
 
 func (r *Router) openSockets() error {
 	addrs := r.cfg.Network.Listen
-	any := len(addrs) == 0
-	if any {
+	everywhere := len(addrs) == 0
+	if everywhere {
 		addrs = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	}
+	r.natt = make(map[*wire.Group]bool)
 	for _, a := range addrs {
-		for _, natt := range []bool{false, true} {
-			port := r.cfg.Network.IKEPort
-			if natt {
-				port = r.cfg.Network.NATTPort
+		opt := wire.Options{
+			Addr: a, Queues: 1, Mark: r.cfg.Network.Mark,
+			Log: func(msg string, kv ...any) { r.log.Sugar().Infow("socket: "+msg, kv...) },
+		}
+		open := func(f func(wire.Options) (*wire.Group, error)) (*wire.Group, error) {
+			g, err := f(opt)
+			if err == nil {
+				r.groups = append(r.groups, g)
 			}
-			s, err := openSocket(a, port, natt, r.cfg.Network.Mark)
-			if err != nil {
-				if any && a.Is6() && noIPv6(err) {
-					r.log.Info("no IPv6 on this machine", zap.Error(err))
-					break
-				}
-				return err
+			return g, err
+		}
+		opt.Port = r.cfg.Network.IKEPort
+		if _, err := open(wire.OpenUDP); err != nil {
+			if everywhere && a.Is6() && noIPv6(err) {
+				r.log.Info("no IPv6 on this machine", zap.Error(err))
+				continue
 			}
-			r.socks = append(r.socks, s)
+			return err
+		}
+		opt.Port, opt.Queues, opt.Steer = r.cfg.Network.NATTPort, len(r.dp.queues), true
+		g, err := open(wire.OpenUDP)
+		if err != nil {
+			return err
+		}
+		r.natt[g] = true
+		if _, err := open(wire.OpenESP); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (r *Router) mark() uint32 {
+	if r.cfg == nil {
+		return 0
+	}
+	return r.cfg.Network.Mark
 }
 
 // Run loads the policy and works until ctx ends; then it tells the peers, and leaves the kernel's
@@ -195,24 +224,34 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 	r.loadPolicy()
 	r.setPeers()
 
-	for i, q := range r.tun.Queues() {
-		w := &outWorker{datapath: r.dp, w: r.dp.queues[i]}
+	for i := range r.tun.Queues() {
+		w := newOutWorker(r.dp.newWorker(i, i))
+		w.mark = r.mark()
 		wg.Go(func() {
-			if err := w.run(q, r.cfg.Network.MTU); !errors.Is(err, tun.ErrClosed) {
+			if err := w.run(); !errors.Is(err, tun.ErrClosed) {
 				cancel(fmt.Errorf("TUN device %s: %w", r.tunName, err))
 			}
 		})
 	}
-	for i, s := range r.socks {
-		w := &inWorker{datapath: r.dp, w: r.dp.queues[i%len(r.dp.queues)]}
-		wg.Go(func() {
-			if err := w.run(s); ctx.Err() == nil {
-				cancel(fmt.Errorf("UDP socket on port %d: %w", s.port, err))
-			}
-		})
+	for _, g := range r.groups {
+		for i, s := range g.Sockets() {
+			queue := i % len(r.dp.queues)
+			w := newInWorker(r.dp.newWorker(queue, queue), g, s, r.natt[g] || g.Native())
+			s.OnError(r.pathError)
+			wg.Go(func() {
+				if err := w.run(); ctx.Err() == nil {
+					cancel(fmt.Errorf("socket %s: %w", netip.AddrPortFrom(g.Addr(), g.Port()), err))
+				}
+			})
+		}
 	}
 	wg.Go(func() { r.lifecycle(ctx) })
 	wg.Go(func() { r.tokenEvents(ctx) })
+	wg.Go(func() {
+		if err := r.watchRing(ctx.Done()); err != nil {
+			r.log.Warn("overload cannot be seen: what is dropped then is not shared fairly", zap.Error(err))
+		}
+	})
 	wg.Go(func() { r.watchKernel(ctx) })
 	wg.Go(func() { r.readKernelRefusals(ctx) })
 
@@ -248,8 +287,10 @@ func (r *Router) stop() {
 		r.children.Delete(k)
 		return true
 	})
-	for _, s := range r.socks {
-		s.conn.Close()
+	for _, g := range r.groups {
+		if err := g.Close(); err != nil {
+			r.log.Debug("closing a socket", zap.Error(err))
+		}
 	}
 	r.tun.Close()
 }
@@ -257,8 +298,10 @@ func (r *Router) stop() {
 // closeAll releases what New opened; safe to call twice and half-way through New. The kernel's
 // filters and unreachable routes stay.
 func (r *Router) closeAll() {
-	for _, s := range r.socks {
-		s.conn.Close()
+	for _, g := range r.groups {
+		if err := g.Close(); err != nil {
+			r.log.Debug("closing a socket", zap.Error(err))
+		}
 	}
 	if r.tun != nil {
 		r.tun.Close()
@@ -366,52 +409,64 @@ func (r *Router) wake(c *connection) {
 
 // --- IKE's way to and from the sockets ------------------------------------------------------
 
-func (r *Router) ikeDatagram(s *udpSocket, d datagram, msg []byte) {
-	local := d.local
+func (r *Router) ikeDatagram(g *wire.Group, d *wire.Datagram, msg []byte) {
+	local := d.Local
 	if !local.IsValid() {
 		local = netip.IPv4Unspecified()
 	}
-	r.ep.HandleDatagram(ike.Path{Local: netip.AddrPortFrom(local, s.port), Remote: d.remote, Encap: s.natt}, msg)
-}
-
-// socketFor finds the socket that fits a path: its family, whether it is the NAT traversal one,
-// and the local address where the appliance listens on several.
-func (r *Router) socketFor(p ike.Path) *udpSocket {
-	var found *udpSocket
-	for _, s := range r.socks {
-		if s.natt != p.Encap || s.v6 != p.Remote.Addr().Is6() {
-			continue
-		}
-		if s.addr == p.Local.Addr() {
-			return s
-		}
-		if found == nil || s.addr.IsUnspecified() {
-			found = s
-		}
-	}
-	return found
+	r.ep.HandleDatagram(ike.Path{Local: netip.AddrPortFrom(local, g.Port()), Remote: d.Remote, Encap: r.natt[g]}, msg)
 }
 
 func (r *Router) sendIKE(p ike.Path, msg []byte) {
-	s := r.socketFor(p)
-	if s == nil {
+	g := r.ikeGroupFor(p)
+	if g == nil {
 		r.log.Warn("no socket for the path", zap.Stringer("path", p))
 		return
 	}
 	b := msg
-	if s.natt {
+	if r.natt[g] {
 		b = append(make([]byte, nonESPMarker, nonESPMarker+len(msg)), msg...)
 	}
 	// IKE itself is network control: DSCP CS6 (RFC 4594, section 3.2)
-	if err := s.write(b, s.appendControl(make([]byte, 0, maxOOB), p.Local.Addr(), 0xc0), p.Remote); err != nil {
+	if err := r.sendOne(g, p, b, 0xc0); err != nil {
 		r.log.Debug("cannot send an IKE message", zap.Stringer("path", p), zap.Error(err))
 	}
 }
 
 func (r *Router) sendKeepalive(p ike.Path) {
-	if s := r.socketFor(p); s != nil && s.natt {
-		_ = s.write([]byte{0xff}, s.appendControl(make([]byte, 0, maxOOB), p.Local.Addr(), 0), p.Remote) // the next one comes in seconds
+	if g := r.ikeGroupFor(p); g != nil && r.natt[g] {
+		_ = r.sendOne(g, p, []byte{0xff}, 0) // the next one comes in seconds
 	}
+}
+
+// sendOne sends a single datagram.
+func (r *Router) sendOne(g *wire.Group, p ike.Path, b []byte, tos uint8) error {
+	dest, err := wire.NewDest(p.Remote, p.Local.Addr())
+	if err != nil {
+		return err
+	}
+	r.ikeMu.Lock()
+	defer r.ikeMu.Unlock()
+	s := r.senders[g]
+	if s == nil {
+		if r.senders == nil {
+			r.senders = make(map[*wire.Group]*wire.Sender)
+		}
+		s = g.Sockets()[0].NewSender()
+		r.senders[g] = s
+	}
+	m := [1]wire.Message{{Buf: b, Dest: &dest, TOS: tos}}
+	s.Send(m[:])
+	return m[0].Err
+}
+
+// BuildNote names what makes this build unfit for use, such as the benchmark build that leaves the
+// cipher out; empty for every build that ships.
+func BuildNote() string {
+	if esp.Cipherless {
+		return " nocipher: FOR BENCHMARKS ONLY, NOTHING IS ENCRYPTED"
+	}
+	return ""
 }
 
 // systemClock is the machine's clock.

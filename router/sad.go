@@ -9,6 +9,7 @@ import (
 
 	"wardgate/esp"
 	"wardgate/ike"
+	"wardgate/tun"
 )
 
 // childSA is one CHILD SA as the data path sees it: both directions, the selectors that were
@@ -18,6 +19,7 @@ type childSA struct {
 	sa    ike.SAID
 	conn  *connection
 	spiIn uint32
+	queue int // RFC 9611: which of the SAs for the same selectors; 0: the first, which any queue may use
 	suite string
 
 	in  *esp.Inbound
@@ -25,7 +27,8 @@ type childSA struct {
 
 	localTS, remoteTS []ike.Selector
 
-	path atomic.Pointer[sendPath]
+	path    atomic.Pointer[sendPath]
+	spacing tun.Spacing // how inner packets lie so that their ESP packets are back to back
 
 	// pending: made by a rekey that the peer began. The first authentic packet that comes in on it shows that
 	// the peer has it, and makes it the one to send on (RFC 7296, section 2.8).
@@ -37,54 +40,65 @@ type childSA struct {
 	lastIn atomic.Int64 // nanoseconds on the router's clock of the last authentic packet
 }
 
-// sendPath is where the ESP packets of a CHILD SA go.
-type sendPath struct {
-	sock   *udpSocket
-	local  netip.Addr
-	remote netip.AddrPort
+// sad is the security association database of the inbound side: SPI to CHILD SA. Reads take no
+// lock; a change copies one shard, so that ten thousand SAs are set up in no time either.
+type sad struct {
+	mu     sync.Mutex // serialises changes
+	shards [sadShards]atomic.Pointer[map[uint32]*childSA]
 }
 
-// sad is the security association database of the inbound side: SPI to CHILD SA. Reads are
-// without a lock; changes copy the map.
-type sad struct {
-	mu sync.Mutex // serialises changes
-	m  atomic.Pointer[map[uint32]*childSA]
-}
+const sadShards = 256
 
 func newSAD() *sad {
 	s := &sad{}
-	s.m.Store(&map[uint32]*childSA{})
+	for i := range s.shards {
+		s.shards[i].Store(&map[uint32]*childSA{})
+	}
 	return s
 }
 
-func (s *sad) lookup(spi uint32) *childSA { return (*s.m.Load())[spi] }
+// shard picks by the middle bits: the low ones of an SPI may be the same for a whole queue.
+func (s *sad) shard(spi uint32) *atomic.Pointer[map[uint32]*childSA] {
+	return &s.shards[spi>>8%sadShards]
+}
+
+func (s *sad) lookup(spi uint32) *childSA { return (*s.shard(spi).Load())[spi] }
 
 func (s *sad) add(c *childSA) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := *s.m.Load()
+	shard := s.shard(c.spiIn)
+	old := *shard.Load()
 	if other := old[c.spiIn]; other != nil {
 		return fmt.Errorf("inbound SPI %08x is already in use by CHILD SA %d", c.spiIn, other.id)
 	}
 	m := maps.Clone(old)
 	m[c.spiIn] = c
-	s.m.Store(&m)
+	shard.Store(&m)
 	return nil
 }
 
 func (s *sad) remove(c *childSA) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := *s.m.Load()
+	shard := s.shard(c.spiIn)
+	old := *shard.Load()
 	if old[c.spiIn] != c {
 		return
 	}
 	m := maps.Clone(old)
 	delete(m, c.spiIn)
-	s.m.Store(&m)
+	shard.Store(&m)
 }
 
-func (s *sad) all() map[uint32]*childSA { return *s.m.Load() }
+// len returns how many SAs there are.
+func (s *sad) len() int {
+	n := 0
+	for i := range s.shards {
+		n += len(*s.shards[i].Load())
+	}
+	return n
+}
 
 // covers tells whether the selectors of the CHILD SA allow a packet of flow key k (RFC 4301,
 // section 5.2: both ends and the protocol must match; ports of 0..65535 match what has none).

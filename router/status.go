@@ -1,6 +1,7 @@
 package router
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"wardgate/policy"
 	"wardgate/router/control"
 	"wardgate/router/kernel"
+	"wardgate/router/wire"
 )
 
 var _ control.Backend = (*Router)(nil)
@@ -121,7 +123,7 @@ func addTraffic(a, b control.Traffic) control.Traffic {
 
 func (r *Router) refusedStatus() []control.Refused {
 	var out []control.Refused
-	for reason, n := range r.dp.drops.snapshot() {
+	for reason, n := range r.dp.dropped() {
 		out = append(out, control.Refused{Where: "tunnel", Reason: reason, Packets: n})
 	}
 	r.ikeRefused.mu.Lock()
@@ -163,11 +165,11 @@ func (r *Router) Connections(context.Context) ([]control.Connection, error) {
 }
 
 func (r *Router) connectionStatus(c *connection) control.Connection {
-	spec := c.spec.Load()
+	spec, t := c.spec.Load(), c.total()
 	x := control.Connection{
 		Name: c.name, Peer: spec.peer, Service: spec.service, Start: spec.start,
 		Local: prefixStrings(spec.local), Remote: prefixStrings(spec.remote),
-		Traffic: control.Traffic{PacketsIn: c.packetsIn.Load(), BytesIn: c.bytesIn.Load(), PacketsOut: c.packetsOut.Load(), BytesOut: c.bytesOut.Load()},
+		Traffic: control.Traffic{PacketsIn: t.packetsIn, BytesIn: t.bytesIn, PacketsOut: t.packetsOut, BytesOut: t.bytesOut},
 	}
 	if spec.idle > 0 {
 		x.IdleAfter = spec.idle.String()
@@ -192,8 +194,15 @@ func (r *Router) connectionStatus(c *connection) control.Connection {
 		x.State = control.ConnUp
 		x.Gateway, x.RemoteIDs, x.Suite, x.ESPSuite, x.Encap = c.path.Remote.String(), c.remoteIDs, c.suite, c.espSuite, c.path.Encap
 		if cur := c.cur.Load(); cur != nil {
-			x.Gateway = cur.path.Load().remote.String()
+			path := cur.path.Load()
+			x.Gateway, x.PathMTU, x.InnerMTU, x.Encap = path.remote.String(), path.mtu.MTU(), path.innerMTU(cur), path.encap
 		}
+		for _, child := range c.children {
+			x.SAs = append(x.SAs, saStatus(child))
+		}
+		slices.SortFunc(x.SAs, func(a, b control.SA) int {
+			return cmp.Or(cmp.Compare(a.Queue, b.Queue), cmp.Compare(a.SPIIn, b.SPIIn))
+		})
 	case connWaiting, connBlocked:
 		x.State = control.ConnFailed
 	}
@@ -207,6 +216,20 @@ func (r *Router) connectionStatus(c *connection) control.Connection {
 		x.LastError, x.LastErrorAt = &control.Error{Kind: control.KindRefused, Code: "connection-failed", Title: "The last attempt to connect failed", Detail: c.lastErr, Hint: failureHint(c.lastErr)}, c.lastErrAt
 	}
 	return x
+}
+
+// saStatus is what one CHILD SA did; c.mu of its connection is held.
+func saStatus(child *childSA) control.SA {
+	c, in, out := child.conn, child.in.Counters(), child.out.Counters()
+	return control.SA{
+		SPIIn: child.spiIn, SPIOut: child.out.SPI(), Queue: child.queue,
+		Sending: c.cur.Load() == child || child.queue < len(c.own) && c.own[child.queue].Load() == child,
+		In: control.SATraffic{
+			Packets: in.Packets, Bytes: in.Bytes, Sequence: in.LastSeq, Replay: in.Replay, Auth: in.Auth,
+			Malformed: in.Malformed, Dummy: in.Dummy, Exhausted: in.HardLimit,
+		},
+		Out: control.SATraffic{Packets: out.Packets, Bytes: out.Bytes, Sequence: out.LastSeq, Exhausted: out.HardLimit},
+	}
 }
 
 // failureHint says what a person can do about a failed attempt.
@@ -340,15 +363,49 @@ func (r *Router) Counters(ctx context.Context) (*control.Counters, error) {
 		c.Connections[conns[i].Name] = conns[i].Traffic
 		c.Traffic = addTraffic(c.Traffic, conns[i].Traffic)
 	}
-	for name, n := range r.dp.drops.snapshot() {
+	for name, n := range r.dp.dropped() {
 		c.Other["drop_"+strings.ReplaceAll(name, "-", "_")] = n
 	}
 	t := r.tun.Counters()
 	c.Other["tun_read_packets"], c.Other["tun_read_calls"] = t.ReadPackets, t.ReadCalls
 	c.Other["tun_write_packets"], c.Other["tun_write_calls"] = t.WritePackets, t.WriteCalls
+	c.Other["tun_offload_fallbacks"], c.Other["drop_tun_ring_full"] = t.OffloadFallbacks, r.dp.ringDrops.Load()
+	var w wire.Counters
+	for _, g := range r.groups {
+		for _, sock := range g.Sockets() {
+			x := sock.Counters()
+			w.Add(&x)
+		}
+	}
+	for name, n := range map[string]uint64{
+		"in_datagrams": w.InDatagrams, "in_calls": w.InCalls, "in_runs": w.InRuns, "in_dropped": w.InDropped, "in_truncated": w.InTruncated,
+		"out_datagrams": w.OutDatagrams, "out_calls": w.OutCalls, "out_runs": w.OutRuns, "out_fallbacks": w.Fallbacks,
+		"out_too_big": w.OutTooBig, "out_unreachable": w.OutUnreachable, "out_no_buffer": w.OutNoBuffer, "out_refused": w.OutRefused, "out_other": w.OutOther,
+	} {
+		c.Other["socket_"+name] = n
+	}
+	c.Queues = r.dp.queueStatus()
 	c.Other["flows"] = uint64(r.dp.flows.len())
-	c.Other["child_sas"] = uint64(len(r.dp.sad.all()))
+	c.Other["child_sas"] = uint64(r.dp.sad.len())
 	return c, nil
+}
+
+// queueStatus sums the workers of each queue.
+func (d *datapath) queueStatus() []control.Queue {
+	qs := make([]control.Queue, d.shards())
+	for i := range qs {
+		qs[i] = control.Queue{Queue: i, Dropped: make(map[string]uint64)}
+	}
+	for _, w := range d.allWorkers() {
+		q := &qs[w.shard]
+		q.PacketsIn += w.count.packetsIn.Load()
+		q.BytesIn += w.count.bytesIn.Load()
+		q.PacketsOut += w.count.packetsOut.Load()
+		q.BytesOut += w.count.bytesOut.Load()
+		q.Rounds += w.count.rounds.Load()
+		w.drops.addTo(q.Dropped)
+	}
+	return qs
 }
 
 // operator names who uses the control API, for the record.

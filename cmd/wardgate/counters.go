@@ -50,6 +50,22 @@ func printCounters(p *printer, n *control.Counters) {
 		}
 		p.table("", rows)
 	}
+	if len(n.Queues) > 0 {
+		p.line("")
+		rows = [][]string{{"QUEUE", "PACKETS IN", "BYTES IN", "PACKETS OUT", "BYTES OUT", "ROUNDS", "DROPPED"}}
+		for _, q := range n.Queues {
+			var dropped uint64
+			for _, d := range q.Dropped {
+				dropped += d
+			}
+			r := []string{}
+			for _, v := range []uint64{uint64(q.Queue), q.PacketsIn, q.BytesIn, q.PacketsOut, q.BytesOut, q.Rounds, dropped} {
+				r = append(r, fmt.Sprint(v))
+			}
+			rows = append(rows, r)
+		}
+		p.table("", rows)
+	}
 	if len(n.Other) > 0 {
 		p.line("")
 		rows = [][]string{{"COUNTER", "VALUE"}}

@@ -129,6 +129,42 @@ type Connection struct {
 	LastTraffic time.Time `json:"last_traffic,omitzero"`
 	LastError   *Error    `json:"last_error,omitempty"`
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
+	PathMTU     int       `json:"path_mtu,omitempty"`  // of the way to the peer, outer IP packets, octets
+	InnerMTU    int       `json:"inner_mtu,omitempty"` // longest packet that the tunnel carries in one piece
+	SAs         []SA      `json:"sas,omitempty"`
+}
+
+// SA is one CHILD SA of a connection: an ESP SA in each direction.
+type SA struct {
+	SPIIn   uint32    `json:"spi_in"`
+	SPIOut  uint32    `json:"spi_out"`
+	Queue   int       `json:"queue,omitempty"` // RFC 9611: one of several for the same addresses
+	Sending bool      `json:"sending"`         // packets go out on it
+	In      SATraffic `json:"in"`
+	Out     SATraffic `json:"out"`
+}
+
+// SATraffic counts one direction of an SA from its start.
+type SATraffic struct {
+	Packets   uint64 `json:"packets"`
+	Bytes     uint64 `json:"bytes"`    // of inner packets
+	Sequence  uint64 `json:"sequence"` // last sent, or highest received
+	Replay    uint64 `json:"replay,omitempty"`
+	Auth      uint64 `json:"auth,omitempty"` // not authentic
+	Malformed uint64 `json:"malformed,omitempty"`
+	Dummy     uint64 `json:"dummy,omitempty"` // not a failure
+	Exhausted uint64 `json:"exhausted,omitempty"`
+}
+
+// Queue is what the workers of one queue did.
+type Queue struct {
+	Queue      int               `json:"queue"`
+	PacketsIn  uint64            `json:"packets_in"` // inner packets
+	BytesIn    uint64            `json:"bytes_in"`
+	PacketsOut uint64            `json:"packets_out"`
+	BytesOut   uint64            `json:"bytes_out"`
+	Rounds     uint64            `json:"rounds"` // times that a worker took what was there: packets / rounds is the batch
+	Dropped    map[string]uint64 `json:"dropped,omitempty"`
 }
 
 // Traffic counts inner packets.
@@ -210,6 +246,7 @@ type Counters struct {
 	Traffic     Traffic            `json:"traffic"`
 	Connections map[string]Traffic `json:"connections,omitempty"`
 	Refused     []Refused          `json:"refused,omitempty"`
+	Queues      []Queue            `json:"queues,omitempty"`
 	// Other holds further counters by name.
 	Other map[string]uint64 `json:"other,omitempty"`
 }

@@ -1,0 +1,185 @@
+package router
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"wardgate/ike"
+	"wardgate/router/kernel"
+	"wardgate/router/pathmtu"
+	"wardgate/router/wire"
+)
+
+// defaultLinkMTU is taken where the kernel cannot say which link a path uses.
+const defaultLinkMTU = 1500
+
+// sendPath is where the ESP packets of a CHILD SA go. Read-only but for what mtu learns.
+type sendPath struct {
+	group  *wire.Group
+	dest   wire.Dest
+	local  netip.Addr
+	remote netip.AddrPort
+	encap  bool          // ESP in UDP (RFC 3948)
+	mtu    *pathmtu.Path // shared by all SAs of that address
+}
+
+// innerMTU is the longest inner packet, in octets, that child may send on the path without its
+// ESP packet being fragmented.
+func (p *sendPath) innerMTU(child *childSA) int {
+	return pathmtu.InnerMTU(p.mtu.MTU(), p.remote.Addr().Is6(), p.encap, child.out.MaxInner)
+}
+
+// paths keeps what is known of the way to each address of a peer.
+type paths struct {
+	mu sync.Mutex // guards m
+	m  map[netip.Addr]*pathmtu.Path
+}
+
+// to returns the path to remote, beginning with the MTU of the link that leads there.
+func (p *paths) to(remote netip.Addr, mark uint32) *pathmtu.Path {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if x := p.m[remote]; x != nil {
+		return x
+	}
+	if p.m == nil {
+		p.m = make(map[netip.Addr]*pathmtu.Path)
+	}
+	x := pathmtu.New(pathmtu.Config{V6: remote.Is6(), Link: linkMTU(remote, mark)})
+	p.m[remote] = x
+	return x
+}
+
+func linkMTU(remote netip.Addr, mark uint32) int {
+	n, err := kernel.LinkMTU(remote, mark)
+	if err != nil {
+		return defaultLinkMTU
+	}
+	return n
+}
+
+// tend looks at the links again, lets paths recover, and forgets those that no SA uses.
+func (p *paths) tend(used map[netip.Addr]bool, mark uint32, now time.Time) {
+	p.mu.Lock()
+	all := make(map[netip.Addr]*pathmtu.Path, len(p.m))
+	for a, x := range p.m {
+		if !used[a] {
+			delete(p.m, a)
+			continue
+		}
+		all[a] = x
+	}
+	p.mu.Unlock()
+	for a, x := range all {
+		x.SetLink(linkMTU(a, mark), now)
+		x.Tick(now)
+	}
+}
+
+// sendPath picks the sockets for the ESP packets of a path: those of the NAT traversal port where
+// ESP is encapsulated, else those of protocol 50.
+func (r *Router) sendPath(p ike.Path) (*sendPath, error) {
+	g := r.groupFor(p)
+	if g == nil {
+		return nil, fmt.Errorf("no socket of this machine fits the path %s", p)
+	}
+	remote := p.Remote
+	if g.Native() {
+		remote = netip.AddrPortFrom(remote.Addr(), 0)
+	}
+	dest, err := wire.NewDest(remote, p.Local.Addr())
+	if err != nil {
+		return nil, fmt.Errorf("path %s: %w", p, err)
+	}
+	return &sendPath{
+		group: g, dest: dest, local: p.Local.Addr(), remote: p.Remote, encap: p.Encap,
+		mtu: r.paths.to(p.Remote.Addr(), r.mark()),
+	}, nil
+}
+
+// groupFor finds the sockets that the ESP packets of a path leave from.
+func (r *Router) groupFor(p ike.Path) *wire.Group {
+	return r.pick(p, func(g *wire.Group) bool {
+		if p.Encap {
+			return !g.Native() && r.natt[g]
+		}
+		return g.Native()
+	})
+}
+
+// ikeGroupFor finds the sockets that the IKE messages of a path leave from.
+func (r *Router) ikeGroupFor(p ike.Path) *wire.Group {
+	return r.pick(p, func(g *wire.Group) bool { return !g.Native() && r.natt[g] == p.Encap })
+}
+
+// pick prefers, among the sockets that ok takes, those on the path's own local address.
+func (r *Router) pick(p ike.Path, ok func(*wire.Group) bool) *wire.Group {
+	var found *wire.Group
+	for _, g := range r.groups {
+		if g.V6() != p.Remote.Addr().Is6() || !ok(g) {
+			continue
+		}
+		if g.Addr() == p.Local.Addr() {
+			return g
+		}
+		if found == nil || g.Addr().IsUnspecified() {
+			found = g
+		}
+	}
+	return found
+}
+
+// pathError takes up what a router on the way, or our own kernel, said about a packet of ours.
+// What a router says nobody has signed: it is believed only when it quotes an ESP packet that was
+// sent lately (RFC 4301, section 8.2). Other errors than that of the size are no more than a
+// hint: whether the peer lives is IKE's to find out.
+func (r *Router) pathError(e wire.PathError) {
+	if e.Errno != unix.EMSGSIZE {
+		return
+	}
+	now := time.Now()
+	r.children.Range(func(_, v any) bool {
+		child := v.(*childSA) //nolint:errcheck,forcetypeassert // the map holds nothing else
+		path := child.path.Load()
+		if path == nil || path.remote.Addr() != e.Remote.Addr() {
+			return true
+		}
+		before := path.mtu.MTU()
+		if e.Origin == wire.OriginLocal {
+			if path.mtu.LocalTooBig(e.MTU, now) {
+				r.log.Info("the link to the peer takes smaller packets", zap.Stringer("remote", path.remote), zap.Int("mtu", path.mtu.MTU()), zap.Int("was", before))
+			}
+			return false
+		}
+		if len(e.Quoted) < 4 || binary.BigEndian.Uint32(e.Quoted) != child.out.SPI() {
+			return true
+		}
+		q := pathmtu.Quote{HasSeq: len(e.Quoted) >= 8, Last: child.out.Counters().LastSeq}
+		if q.HasSeq {
+			q.Seq = binary.BigEndian.Uint32(e.Quoted[4:])
+		}
+		if v := path.mtu.TooBig(q, e.MTU, now); v.Changed() {
+			r.log.Info("the path to the peer takes smaller packets", zap.String("connection", child.conn.name), zap.Stringer("remote", path.remote),
+				zap.Int("mtu", path.mtu.MTU()), zap.Int("was", before), zap.Stringer("said_by", e.Offender), zap.Stringer("verdict", v))
+		}
+		return false
+	})
+}
+
+// linkTooSmall notes that our own kernel would not send an ESP packet of size octets: the link is
+// smaller than was known.
+func (p *sendPath) linkTooSmall(mark uint32, now time.Time) {
+	p.mtu.SetLink(linkMTU(p.remote.Addr(), mark), now)
+}
+
+// noIPv6 tells whether a socket could not be opened because the machine has no IPv6.
+func noIPv6(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)
+}
