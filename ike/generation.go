@@ -331,8 +331,9 @@ func (sa *SA) adoptPath(p Path) {
 		if p.Remote == sa.path.Remote && p.Encap == sa.path.Encap {
 			sa.path.Local = p.Local
 		}
-	case sa.nat.remote && !sa.nat.local:
-		// Section 2.23: only the end that is not behind a NAT follows the other one, which is.
+	case sa.nat.remote && !sa.nat.local && p.Encap == sa.path.Encap:
+		// Section 2.23: only the end that is not behind a NAT follows the other one, which is; and
+		// never off port 4500, where ESP would leave the encapsulation that the NAT needs.
 		sa.path = p
 	}
 	if sa.est != nil && sa.path != old {

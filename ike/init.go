@@ -319,15 +319,14 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 	g.req = nil
 	sa.takeInitNotifies(in)
 	sa.lastSeen = sa.now
+	told := sa.path.Local
 	if !ev.path.Local.Addr().IsUnspecified() && ev.path.Local.IsValid() {
-		// Now it is known which of our addresses the packets leave from. NAT detection already
-		// told the peer the other one, which at worst means encapsulation.
-		unknown := sa.path.Local.Addr().IsUnspecified()
+		// Now it is known which of our addresses the packets leave from. If it is not the one that
+		// we told the peer, the peer sees a NAT, and we must agree that there is one.
 		sa.path.Local = ev.path.Local
-		sa.nat = detectNAT(in, g.spiI, g.spiR, sa.path, sa.peer.ForceEncap || unknown)
-	} else {
-		sa.nat = detectNAT(in, g.spiI, g.spiR, sa.path, true)
 	}
+	force := sa.peer.ForceEncap || told.Addr().IsUnspecified() || told != sa.path.Local
+	sa.nat = detectNAT(in, g.spiI, g.spiR, sa.path, force)
 	sa.float()
 	sa.state = StateAuth
 	sa.beginRound()

@@ -22,8 +22,11 @@ type ChildID uint64
 type Path struct {
 	Local, Remote netip.AddrPort
 
-	// Encap says that the local socket is the NAT traversal one (port 4500): IKE messages carry
-	// the non-ESP marker there and ESP is encapsulated in UDP (RFC 3948).
+	// Encap, in Config.Send, SendKeepalive and HandleDatagram, says that the local socket is the
+	// NAT traversal one (port 4500), where IKE messages carry the non-ESP marker (RFC 3948). In
+	// what an Owner is told, it says that ESP is encapsulated in UDP, by both ends; IKE may use
+	// port 4500 without that. ESP must be understood both ways at any time (RFC 7296, section
+	// 2.23).
 	Encap bool
 }
 
@@ -94,7 +97,11 @@ type PeerConfig struct {
 
 	Retransmit Retransmit
 
-	// ForceEncap claims a NAT in IKE_SA_INIT so that ESP is encapsulated in UDP on any path.
+	// ForceEncap claims a NAT in IKE_SA_INIT so that ESP is encapsulated in UDP on any path: both
+	// ends do it then, also when only one claims (RFC 7296, section 2.23). Without a claim ESP is
+	// protocol 50, unless the ends find a NAT. Path.Encap says what came of it. A responder does
+	// not know who asks when it has to claim: what counts is the first connection that names the
+	// initiator's address, or the first of all when none does.
 	ForceEncap bool
 }
 
