@@ -67,7 +67,7 @@ func benchNetCommand() *cobra.Command {
 	f.StringVar(&b.tools.Dir, "tools", "build/tools", "folder of wireguard and nebula")
 	f.StringVar(&b.tools.Limit, "limit", "build/bench/bin/wardgated", "the wardgated that was built without a cipher")
 	f.StringVar(&out, "out", "", "file for the JSON lines; replaced")
-	f.StringVar(&subjects, "subjects", "", "what to measure, with commas between; empty: everything")
+	f.StringVar(&subjects, "subjects", "", "what to measure, with commas between; empty: all but variants")
 	f.StringVar(&tests, "tests", "", "tests to run, with commas between; empty: all but tunnels and rules")
 	f.StringVar(&tunnels, "tunnels", "1,100,10000", "the test tunnels: how many there are, one after the other")
 	f.StringVar(&rules, "rules", "10,100000", "the test rules: how many there are, one after the other")
@@ -95,10 +95,15 @@ type netBench struct {
 }
 
 func chooseSubjects(all []lab.Subject, names string) ([]lab.Subject, error) {
-	if names == "" {
-		return all, nil
-	}
 	var out []lab.Subject
+	if names == "" {
+		for _, s := range all {
+			if !s.Extra {
+				out = append(out, s)
+			}
+		}
+		return out, nil
+	}
 	for name := range strings.SplitSeq(names, ",") {
 		if name == aeadSubject {
 			continue // is always measured

@@ -52,7 +52,7 @@ func MeasureAEAD(ctx context.Context, bits, n int, each time.Duration) (AEADSpee
 	var spent [3]time.Duration
 	var packets int
 	nonce, room := make([]byte, 12), make([]byte, n+raw.Overhead())
-	for min(spent[0], spent[1], spent[2]) < each {
+	for packets == 0 || min(spent[0], spent[1], spent[2]) < each {
 		if ctx.Err() != nil {
 			return AEADSpeed{}, ctx.Err()
 		}

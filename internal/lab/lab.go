@@ -89,7 +89,7 @@ func (l *Lab) Close() error {
 	l.closed = true
 	procs, spaces := l.procs, l.spaces
 	l.mu.Unlock()
-	errs := []error{stopAll(procs, spaces)}
+	errs := []error{stopAll(procs, spaces, 5*time.Second)}
 	if l.keep {
 		for _, f := range []string{"pids", "netns"} {
 			os.Remove(filepath.Join(l.Dir, f))

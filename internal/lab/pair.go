@@ -220,18 +220,18 @@ func (l *Lab) closeSince(m mark) error {
 	procs, spaces := l.procs[m.procs:], l.spaces[m.spaces:]
 	l.procs, l.spaces = l.procs[:m.procs:m.procs], l.spaces[:m.spaces:m.spaces]
 	l.mu.Unlock()
-	return stopAll(procs, spaces)
+	return stopAll(procs, spaces, 10*time.Second) // thousands of tunnels take a while to say goodbye
 }
 
 // stopAll ends processes (TERM, a short grace, KILL) and removes namespaces.
-func stopAll(procs []*Process, spaces []*Netns) error {
+func stopAll(procs []*Process, spaces []*Netns, grace time.Duration) error {
 	// Newest first: clients before the daemons that they talk to. All get their TERM at once.
 	for i := len(procs) - 1; i >= 0; i-- {
 		procs[i].signal(unix.SIGTERM)
 	}
 	var errs []error
 	for i := len(procs) - 1; i >= 0; i-- {
-		errs = append(errs, procs[i].Stop(5*time.Second))
+		errs = append(errs, procs[i].Stop(grace))
 	}
 	for i := len(spaces) - 1; i >= 0; i-- {
 		errs = append(errs, spaces[i].remove())

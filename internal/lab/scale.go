@@ -96,8 +96,7 @@ func (s Scale) connections(side, per int) ([]policy.Connection, error) {
 	return []policy.Connection{c}, nil
 }
 
-// scale starts both Wardgates with a policy of many connections or rules. They authenticate by a
-// pre-shared key: the signatures of two tokens would be what is measured.
+// scale starts both Wardgates with a policy of many connections or rules.
 func (w *pairWardgate) scale(ctx context.Context, p *Pair, binary, esp string, s Scale) (*Scaled, error) {
 	r := &Scaled{}
 	var err error
@@ -107,18 +106,37 @@ func (w *pairWardgate) scale(ctx context.Context, p *Pair, binary, esp string, s
 	if err := w.start(ctx, p, binary); err != nil {
 		return nil, err
 	}
-	key := make([]byte, 32)
-	if _, err := rand.Read(key); err != nil {
+	files, flows, err := w.scalePolicies(esp, s)
+	if err != nil {
 		return nil, err
 	}
-	var files [2][]byte
+	r.Flows = flows
+	start := time.Now()
+	err = each(w.sides[:], func(f *Facility) error {
+		file := files[0]
+		if f == w.sides[1] {
+			file = files[1]
+		}
+		_, err := f.Control().PolicyInstall(ctx, file)
+		return err
+	})
+	r.Install = time.Since(start)
+	return r, err
+}
+
+// scalePolicies writes and signs the policies of both sides; flows is how many flows each has. The
+// routers authenticate by a pre-shared key: the signatures of two tokens would be what is measured.
+func (w *pairWardgate) scalePolicies(esp string, s Scale) (files [2][]byte, flows int, err error) {
+	key := make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return files, 0, err
+	}
 	// A policy file has a largest size; with several addresses in each flow more fits.
 	for _, per := range []int{1, 10, 100} {
-		err = nil
 		for i, f := range w.sides {
-			d, err1 := w.provider.Policy(f, []*Contract{w.contract})
-			if err1 != nil {
-				return nil, err1
+			var d *policy.Document
+			if d, err = w.provider.Policy(f, []*Contract{w.contract}); err != nil {
+				return files, 0, err
 			}
 			d.Suites.ESP = []string{esp}
 			d.Zones[0].Level = policy.LevelDMZ // lets a flow name no protocol: one for each tunnel is enough
@@ -126,35 +144,22 @@ func (w *pairWardgate) scale(ctx context.Context, p *Pair, binary, esp string, s
 			d.Peers[0].Name = "peer"
 			d.Services = []policy.Service{{Name: GroupA, Category: policy.CategoryInformation, Auth: policy.AuthPSK, PSK: policy.NewSecret(key)}}
 			d.Tests = nil
-			if d.Connections, err1 = s.connections(i, per); err1 != nil {
-				return nil, err1
+			if d.Connections, err = s.connections(i, per); err != nil {
+				return files, 0, err
 			}
-			r.Flows = max(s.Tunnels, len(d.Connections[0].Flows))
-			files[i], err1 = w.provider.Sign(d)
-			err = errors.Join(err, err1)
+			flows = 0
+			for _, c := range d.Connections {
+				flows += len(c.Flows)
+			}
+			if files[i], err = w.provider.Sign(d); err != nil {
+				break
+			}
 		}
 		if s.Rules == 0 || !errors.Is(err, policy.ErrTooLarge) {
 			break
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	start := time.Now()
-	err = each(w.sides[:], func(f *Facility) error {
-		_, err := f.Control().PolicyInstall(ctx, files[f.side()])
-		return err
-	})
-	r.Install = time.Since(start)
-	return r, err
-}
-
-// side is 0 for the benchmark's router A, and 1 for B.
-func (f *Facility) side() int {
-	if f.Name == "b" {
-		return 1
-	}
-	return 0
+	return files, flows, err
 }
 
 // Wake sends a packet for each pair of addresses, so that the tunnels come up on demand, and waits
