@@ -305,15 +305,15 @@ func (g *generator) send(ctx context.Context, start time.Time) (sent uint64, err
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
 		return 0, err
 	}
-	for {
+	for ctx.Err() == nil { // who interrupts asks the context himself
 		elapsed := time.Since(start)
-		if elapsed >= g.f.For || ctx.Err() != nil {
-			return sent, nil
+		if elapsed >= g.f.For {
+			break
 		}
 		n := floodBatch
 		if g.f.Packets > 0 {
 			if sent >= g.f.Packets {
-				return sent, nil
+				break
 			}
 			n = int(min(g.f.Packets-sent, floodBatch))
 		}
@@ -338,6 +338,7 @@ func (g *generator) send(ctx context.Context, start time.Time) (sent uint64, err
 		g.next += k
 		sent += uint64(k)
 	}
+	return sent, nil
 }
 
 // LossFree is the highest rate in packets per second that arrives with at most maxLoss percent of
