@@ -66,7 +66,6 @@ func BenchmarkReadDevice(b *testing.B) {
 			}
 		}
 	}
-	time.Sleep(100 * time.Millisecond) // router solicitations
 	for _, c := range []struct {
 		gso, count int
 	}{{1392, 45}, {1392, 10}, {1392, 2}, {500, 64}, {200, 64}, {0, 1}} {

@@ -229,7 +229,7 @@ func (b *Burst) Load(raw, buf []byte, s Spacing) (rest []byte, err error) {
 	h.decode(raw)
 	pkt := raw[virtioHeaderLen:]
 	var p super
-	if err := p.parse(&h, pkt, len(pkt)); err != nil {
+	if err := p.parse(&h, pkt); err != nil {
 		return nil, err
 	}
 	copy(buf[s.Front:], pkt)

@@ -350,6 +350,33 @@ func TestBurstInTurn(t *testing.T) {
 	}
 }
 
+// Also in a super-packet a UDP checksum that comes out as zero is sent as all ones (RFC 768).
+func TestBurstZeroUDPChecksum(t *testing.T) {
+	d := desc{proto: protoUDP, sp: 1, dp: 2, data: make([]byte, 12)}
+	one := d
+	one.data = make([]byte, 4)
+	sum := ^slowSum(one.pseudo(12), one.l4(0))
+	for i := range 3 {
+		d.data[4*i], d.data[4*i+1] = byte(sum>>8), byte(sum)
+	}
+	raws := [][]byte{superPacket(d, 4)}
+	q := burstQueue(&raws)
+	var b Burst
+	s := Spacing{Front: 24}
+	buf := make([]byte, s.Front+BurstRoom)
+	if ok, err := q.ReadBurst(&b, buf, s, false); !ok || err != nil || b.Count != 3 {
+		t.Fatal(ok, err, b.Count)
+	}
+	if err := b.Cut(s); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if p := buf[s.Front+i*s.Stride(b.Full):][:b.Full]; p[26] != 0xff || p[27] != 0xff {
+			t.Errorf("packet %d: checksum % x", i, p[26:28])
+		}
+	}
+}
+
 func TestBurstErrors(t *testing.T) {
 	d := desc{proto: protoTCP, flags: tcpACK, data: make([]byte, 30000)}
 	raws := [][]byte{superPacket(d, 1000)}

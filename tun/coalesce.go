@@ -48,11 +48,10 @@ type coalescer struct {
 	next []int32 // per packet: the following one of its run, -1 at the end
 
 	// The latest run of each flow that was seen lately.
-	hash   [maxOpenRuns]uint32
-	open   [maxOpenRuns]int32 // index of the run
-	n      int                // how many there are
-	recent int                // where the last packet went
-	evict  int                // which one is given up next
+	hash  [maxOpenRuns]uint32
+	open  [maxOpenRuns]int32 // index of the run
+	n     int                // how many there are
+	evict int                // which one is given up next
 }
 
 func (c *coalescer) reset() {

@@ -91,7 +91,7 @@ func (r *burstReader) take(front, n int) bool {
 	var h virtioHeader
 	h.decode(r.buf[front-virtioHeaderLen:])
 	var p super
-	if err := p.parse(&h, pkt, n); err != nil {
+	if err := p.parse(&h, pkt); err != nil {
 		return false
 	}
 	r.b.begin(&p, r.buf, front, n)

@@ -16,20 +16,19 @@ type super struct {
 	id        uint16 // of the first segment, IPv4
 }
 
-// parse takes the header of a packet of n octets that begins with head: all headers are in there,
-// or the whole packet. An error means that the two do not fit one another.
-func (s *super) parse(h *virtioHeader, head []byte, n int) error {
+// parse takes a packet and its header. An error means that the two do not fit one another.
+func (s *super) parse(h *virtioHeader, pkt []byte) error {
 	*s = super{}
-	if len(head) < ipv4HeaderLen {
+	if len(pkt) < ipv4HeaderLen {
 		return errHeader
 	}
-	version := head[0] >> 4
-	if version != 4 && (version != 6 || len(head) < ipv6HeaderLen) {
+	version := pkt[0] >> 4
+	if version != 4 && (version != 6 || len(pkt) < ipv6HeaderLen) {
 		return errHeader
 	}
 	transport := int(h.csumStart)
 	csumAt := transport + int(h.csumOffset)
-	if h.flags&flagNeedsCsum != 0 && (transport < ipv4HeaderLen || csumAt+2 > len(head)) {
+	if h.flags&flagNeedsCsum != 0 && (transport < ipv4HeaderLen || csumAt+2 > len(pkt)) {
 		return errHeader
 	}
 	kind := h.gsoType &^ gsoECN
@@ -40,45 +39,45 @@ func (s *super) parse(h *virtioHeader, head []byte, n int) error {
 		return nil
 	}
 
-	if h.flags&flagNeedsCsum == 0 || h.gsoSize == 0 || n > 0xffff+ipv6HeaderLen {
+	if h.flags&flagNeedsCsum == 0 || h.gsoSize == 0 || len(pkt) > 0xffff+ipv6HeaderLen {
 		return errHeader
 	}
 	if version == 4 {
-		if int(head[0]&15)*4 != transport || n > 0xffff {
+		if int(pkt[0]&15)*4 != transport || len(pkt) > 0xffff {
 			return errHeader
 		}
-		s.id = binary.BigEndian.Uint16(head[4:])
+		s.id = binary.BigEndian.Uint16(pkt[4:])
 	} else if transport < ipv6HeaderLen {
 		return errHeader
 	}
 	var proto uint8
 	switch kind {
 	case gsoTCPv4, gsoTCPv6:
-		if (kind == gsoTCPv4) != (version == 4) || h.csumOffset != tcpCsumOffset || transport+tcpHeaderLen > len(head) {
+		if (kind == gsoTCPv4) != (version == 4) || h.csumOffset != tcpCsumOffset || transport+tcpHeaderLen > len(pkt) {
 			return errHeader
 		}
-		n := int(head[transport+12]>>4) * 4
+		n := int(pkt[transport+12]>>4) * 4
 		if n < tcpHeaderLen {
 			return errHeader
 		}
 		s.payload, proto = transport+n, protoTCP
-		s.seq = binary.BigEndian.Uint32(head[transport+4:])
+		s.seq = binary.BigEndian.Uint32(pkt[transport+4:])
 	case gsoUDPL4:
-		if h.csumOffset != udpCsumOffset || transport+udpHeaderLen > len(head) {
+		if h.csumOffset != udpCsumOffset || transport+udpHeaderLen > len(pkt) {
 			return errHeader
 		}
 		s.payload, proto = transport+udpHeaderLen, protoUDP
 	default:
 		return errGSOType
 	}
-	if s.payload >= n || s.payload > len(head) || version == 4 && head[9] != proto {
+	if s.payload >= len(pkt) || version == 4 && pkt[9] != proto {
 		return errHeader
 	}
 	s.transport, s.csumAt, s.kind, s.size = transport, csumAt, kind, int(h.gsoSize)
 	// The kernel left the sum of the pseudo header in the checksum's place, made with the length
 	// of the whole. Taking that length out again is right also where the destination of the
 	// pseudo header is not that of the IPv6 header (routing header).
-	s.partial = addOnes(binary.BigEndian.Uint16(head[csumAt:]), ^uint16(n-transport))
+	s.partial = addOnes(binary.BigEndian.Uint16(pkt[csumAt:]), ^uint16(len(pkt)-transport))
 	return nil
 }
 
@@ -94,7 +93,7 @@ type segmenter struct {
 // begin takes a packet and its header. An error means that the two do not fit one another.
 func (s *segmenter) begin(h *virtioHeader, pkt []byte) error {
 	s.pkt = nil
-	if err := s.parse(h, pkt, len(pkt)); err != nil {
+	if err := s.parse(h, pkt); err != nil {
 		return err
 	}
 	s.pkt, s.at = pkt, s.payload

@@ -91,7 +91,7 @@ func super(pkts [][]byte) ([]byte, error) {
 		return nil, fmt.Errorf("tuntest: %d packets, want two or more TCP or UDP packets", len(pkts))
 	}
 	raw := append(make([]byte, tun.VirtioHeaderLen), pkts[0]...)
-	vnet, p := raw[:tun.VirtioHeaderLen], raw[tun.VirtioHeaderLen:]
+	p := raw[tun.VirtioHeaderLen:]
 	transport, proto, addrs, gso := 20, p[9], p[12:20], byte(1)
 	if p[0]>>4 == 6 {
 		if len(p) < 48 {
@@ -118,10 +118,10 @@ func super(pkts [][]byte) ([]byte, error) {
 		}
 		raw = append(raw, q[payload:]...)
 	}
-	vnet, p = raw[:tun.VirtioHeaderLen], raw[tun.VirtioHeaderLen:]
-	vnet[0], vnet[1] = 1, gso // VIRTIO_NET_HDR_F_NEEDS_CSUM
+	p = raw[tun.VirtioHeaderLen:]
+	raw[0], raw[1] = 1, gso // VIRTIO_NET_HDR_F_NEEDS_CSUM
 	for i, v := range []int{payload, size, transport, sum} {
-		binary.NativeEndian.PutUint16(vnet[2+2*i:], uint16(v))
+		binary.NativeEndian.PutUint16(raw[2+2*i:], uint16(v))
 	}
 	if proto == 6 {
 		p[transport+13] |= pkts[len(pkts)-1][transport+13] & 0x09 // FIN, PSH
