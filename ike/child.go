@@ -52,6 +52,7 @@ type child struct {
 	gone      bool        // the owner was told that it is down
 	successor *child      // took its place; this one waits for its Delete
 	predec    *child      // its place was taken by this one; not yet deleted
+	useAt     time.Time   // the owner is to send on it then at the latest
 	dropAt    time.Time   // a replaced one that the peer never deletes is deleted by us then
 }
 
@@ -132,7 +133,7 @@ func (e *established) use(sa *SA, c *child) {
 	if c.sendNow || c.gone {
 		return
 	}
-	c.sendNow = true
+	c.sendNow, c.useAt = true, zeroTime
 	id := c.id
 	sa.tell(func(o Owner) { o.ChildSwitch(id) })
 }
@@ -147,11 +148,7 @@ func (e *established) useSoon(sa *SA, c *child) {
 	if e.standing(c.cfg.Name) > 1 {
 		after = silentFor
 	}
-	e.later = append(e.later, delayed{sa.now.Add(after), func(sa *SA) {
-		if sa.est != nil && slices.Contains(sa.est.children, c) && c.successor == nil {
-			sa.est.use(sa, c)
-		}
-	}})
+	c.useAt = sa.now.Add(after)
 }
 
 // goesOn: the peer sent a new request on g. With its window of 1 (RFC 7296, section 2.3) that means
@@ -198,7 +195,7 @@ func (e *established) down(sa *SA, c *child, r Reason) {
 	if c.gone {
 		return
 	}
-	c.gone = true
+	c.gone, c.useAt = true, zeroTime
 	id := c.id
 	sa.tell(func(o Owner) { o.ChildDown(id, r) })
 }
@@ -238,6 +235,7 @@ func (e *established) deadline(sa *SA) time.Time {
 	add(e.rekeyAt)
 	add(e.endAt(sa))
 	for _, c := range e.children {
+		add(c.useAt)
 		add(c.rekeyAt)
 		add(c.dropAt)
 		add(c.endAt(sa))
@@ -270,6 +268,12 @@ func (e *established) onTimer(sa *SA) {
 		sa.rekeyIKE()
 	}
 	for _, c := range slices.Clone(e.children) {
+		if due(now, c.useAt) {
+			c.useAt = zeroTime
+			if c.successor == nil {
+				e.use(sa, c)
+			}
+		}
 		if due(now, c.rekeyAt) {
 			c.rekeyAt = time.Time{}
 			sa.rekeyChild(c)

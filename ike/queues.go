@@ -22,6 +22,9 @@ import (
 //   - A rekey keeps the resource, with or without the notify.
 //   - What the peer deletes must not be made again at once.
 //
+// Sources: the IANA numbers, and what strongSwan and libreswan document; the RFC's own text was not
+// at hand, so section numbers given here are from memory.
+//
 // The RFC knows no first among equals. Ours is queue 0, the fallback: it is what Initiate makes.
 
 // maxQueues bounds ChildConfig.Queues and Config.Queues.

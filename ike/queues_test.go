@@ -314,6 +314,22 @@ func TestDeleteQueue(t *testing.T) {
 	}
 }
 
+// TestNarrowedQueues: all CHILD SAs have the selectors that the first one got, also where the
+// responder allows less than it was asked for.
+func TestNarrowedQueues(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, queued(3, 3, pairOptions{both: psk, edit: func(p *pair) { p.cb.Children[0].RemoteTS = prefix("10.1.0.128/25") }}))
+	p.up()
+	p.want(p.b, 3)
+	p.w.For(20 * time.Second)
+	p.queues(3)
+	for _, c := range p.a.Children {
+		if !slices.Equal(c.LocalTS, prefix("10.1.0.128/25")) {
+			t.Errorf("queue %d has %v", c.Queue, c.LocalTS)
+		}
+	}
+}
+
 // TestDeleteTwoQueues: what was wanted before does not come back with a new fallback.
 func TestDeleteTwoQueues(t *testing.T) {
 	t.Parallel()
