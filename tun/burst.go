@@ -12,7 +12,7 @@ const MaxOverhead = 128
 
 // BurstRoom is what ReadBurst needs behind Spacing.Front at least, in octets: any packet fits. A
 // super-packet whose packets need more room, because they are many and small or because much is
-// put between them, is handed out as several bursts; with 160 KiB that happens below about 80
+// put between them, is handed out as several bursts; with 160 KiB that happens below about 120
 // octets of payload.
 const BurstRoom = maxRead + MaxOverhead
 
