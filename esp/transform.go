@@ -4,6 +4,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
+	"math/bits"
 	"reflect"
 	"sync"
 	"sync/atomic"
@@ -28,11 +29,16 @@ type transform struct {
 	idle   [8]atomic.Pointer[worker]
 	closed atomic.Bool
 
-	mu   sync.Mutex  // guards what follows; taken on the slow path only
-	keys keySet      // for further workers; wiped by Close
-	aead cipher.AEAD // shared by the workers, stateless
-	live int         // workers that exist; the last one that goes wipes aead
+	mu   sync.Mutex   // guards what follows; taken on the slow path only
+	keys keySet       // for further workers; wiped by Close
+	aead cipher.AEAD  // shared by the workers, stateless
+	gcm  *aesgcm.AEAD // aead, where it has code of its own for packets
+	live int          // workers that exist; the last one that goes wipes aead
 }
+
+// ivLenGCM is the IV's length with AES-GCM (RFC 4106 section 3.1) and ChaCha20-Poly1305
+// (RFC 7634 section 2).
+const ivLenGCM = 8
 
 // keySet holds keys. It is never printed: no field of it is exported and none is reachable.
 type keySet struct {
@@ -51,9 +57,10 @@ func (k *keySet) wipe() {
 // because slices of them pass through interfaces.
 type worker struct {
 	aead  cipher.AEAD
-	nonce [12]byte // salt, IV (RFC 4106 section 4, RFC 7634 section 2)
-	aad   [12]byte // with ESN: SPI, high and low half of the sequence number
-	cbc   *cbcHMAC // instead of aead
+	gcm   *aesgcm.AEAD // as in transform
+	nonce [12]byte     // salt, IV (RFC 4106 section 4, RFC 7634 section 2)
+	aad   [12]byte     // with ESN: SPI, high and low half of the sequence number
+	cbc   *cbcHMAC     // instead of aead
 }
 
 func (t *transform) init(p *Params) error {
@@ -65,7 +72,7 @@ func (t *transform) init(p *Params) error {
 	if p.Encr == EncrAESCBC {
 		t.ivLen, t.align, t.icv = aes.BlockSize, aes.BlockSize, len(p.IntegKey)/2 // RFC 4868 section 2.3: half the key
 	} else {
-		t.ivLen, t.align, t.icv = 8, 4, 16
+		t.ivLen, t.align, t.icv = ivLenGCM, 4, 16
 		key = key[:len(key)-saltLen]
 		copy(t.keys.salt[:], p.Key[len(key):])
 	}
@@ -79,6 +86,9 @@ func (t *transform) init(p *Params) error {
 			return err
 		}
 		t.aead = aead
+		if g, ok := aead.(*aesgcm.AEAD); ok && g.Accelerated() != "std" {
+			t.gcm = g
+		}
 	case EncrChaCha20Poly1305:
 		var err error
 		if t.aead, err = chacha20poly1305.New(t.keys.encr); err != nil {
@@ -95,7 +105,7 @@ func (t *transform) init(p *Params) error {
 
 // newWorker makes one more worker. The caller holds mu or is init.
 func (t *transform) newWorker() (*worker, error) {
-	w := &worker{aead: t.aead}
+	w := &worker{aead: t.aead, gcm: t.gcm}
 	copy(w.nonce[:], t.keys.salt[:])
 	binary.BigEndian.PutUint32(w.aad[:], t.spi)
 	if t.encr == EncrAESCBC {
@@ -177,7 +187,7 @@ func (t *transform) drop(w *worker) {
 		} else {
 			wipeObject(t.aead)
 		}
-		t.aead = nil
+		t.aead, t.gcm = nil, nil
 	}
 }
 
@@ -201,28 +211,67 @@ func (t *transform) tailroom() int { return t.align - 1 + trailerLen + t.icv }
 // seal makes buf[start:] an ESP packet. The inner packet lies at start+headroom and is n octets
 // long; the room was checked. It returns the end of the packet.
 func (t *transform) seal(w *worker, buf []byte, start, n int, next uint8, seq uint64) (end int) {
+	// RFC 4106 section 3.1, RFC 7634 section 2: any IV that never repeats under one key; the
+	// sequence number never does.
+	if w.gcm != nil {
+		return t.sealGCM(w, buf, start, n, next, seq, seq)
+	}
 	iv := buf[start+headerLen : start+headerLen+t.ivLen]
 	if w.cbc != nil {
 		w.cbc.makeIV(iv, seq)
 	} else {
-		// RFC 4106 section 3.1, RFC 7634 section 2: any IV that never repeats under one key; the
-		// sequence number never does.
 		binary.BigEndian.PutUint64(iv, seq)
 	}
 	return t.sealWithIV(w, buf, start, n, next, seq)
 }
 
-// sealWithIV is seal with the IV already in its place.
-func (t *transform) sealWithIV(w *worker, buf []byte, start, n int, next uint8, seq uint64) (end int) {
-	body := start + headerLen + t.ivLen
+// trailer writes padding, pad length and next header behind n octets at body, and returns the end
+// of all that (RFC 4303 section 2.4: the padding is 1, 2, 3 …).
+func (t *transform) trailer(buf []byte, body, n int, next uint8) (end int) {
 	pad := t.padLen(n)
 	tail := body + n
-	for i := range pad { // RFC 4303 section 2.4: 1, 2, 3 …
+	for i := range pad {
 		buf[tail+i] = byte(i + 1)
 	}
 	buf[tail+pad] = byte(pad)
 	buf[tail+pad+1] = next
-	tail += pad + trailerLen
+	return tail + pad + trailerLen
+}
+
+// sealGCM is seal for AES-GCM on machines that have code of their own for it. Header and IV are
+// written last: see aesgcm.SealInPlace.
+func (t *transform) sealGCM(w *worker, buf []byte, start, n int, next uint8, seq, iv uint64) (end int) {
+	body := start + headerLen + ivLenGCM
+	end = t.trailer(buf, body, n, next) + t.icv
+	nonce, aad, aadLen := t.gcmWords(w, seq, iv)
+	w.gcm.SealInPlace(buf[body:end:end], nonce, aad, aadLen)
+	h := buf[start:body:body]
+	binary.BigEndian.PutUint32(h, t.spi)
+	binary.BigEndian.PutUint32(h[4:], uint32(seq))
+	binary.BigEndian.PutUint64(h[headerLen:], iv)
+	return end
+}
+
+// gcmWords returns nonce and additional data (RFC 4106 sections 4 and 5) as aesgcm takes them.
+func (t *transform) gcmWords(w *worker, seq, iv uint64) (nonce, aad aesgcm.Words, aadLen int) {
+	x := bits.ReverseBytes64(iv)
+	nonce.Lo = uint64(binary.LittleEndian.Uint32(w.nonce[:])) | x<<32 // the salt comes first
+	nonce.Hi = x >> 32
+	spi := uint64(bits.ReverseBytes32(t.spi))
+	if t.esn {
+		x = bits.ReverseBytes64(seq)
+		return nonce, aesgcm.Words{Lo: spi | x<<32, Hi: x >> 32}, 12
+	}
+	return nonce, aesgcm.Words{Lo: spi | uint64(bits.ReverseBytes32(uint32(seq)))<<32}, headerLen
+}
+
+// sealWithIV is seal with the IV already in its place.
+func (t *transform) sealWithIV(w *worker, buf []byte, start, n int, next uint8, seq uint64) (end int) {
+	body := start + headerLen + t.ivLen
+	if w.gcm != nil {
+		return t.sealGCM(w, buf, start, n, next, seq, binary.BigEndian.Uint64(buf[start+headerLen:]))
+	}
+	tail := t.trailer(buf, body, n, next)
 	end = tail + t.icv
 
 	h := buf[start : start+headerLen : start+headerLen]
@@ -248,6 +297,10 @@ func (t *transform) open(w *worker, pkt []byte, seq uint64) (start, end int, ok 
 	start, end = headerLen+t.ivLen, len(pkt)-t.icv
 	if w.cbc != nil {
 		return start, end, w.cbc.open(pkt, start, t.icv, seq, t.esn)
+	}
+	if w.gcm != nil {
+		nonce, aad, aadLen := t.gcmWords(w, seq, binary.BigEndian.Uint64(pkt[headerLen:]))
+		return start, end, w.gcm.OpenInPlace(pkt[start:], nonce, aad, aadLen)
 	}
 	copy(w.nonce[saltLen:], pkt[headerLen:start])
 	aad := pkt[:headerLen:headerLen]

@@ -55,11 +55,21 @@ func subWord(w uint32) uint32
 //go:noescape
 func powers(s *schedule, rounds int)
 
+// hashBlocks returns GHASH over the n > 0 blocks at p, before more blocks follow.
+//
 //go:noescape
-func sealAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad *byte, aadLen int, tag *byte)
+func hashBlocks(s *schedule, p *byte, n int) (sum Words)
 
+// sealAVX512 encrypts and authenticates n octets. aad is the last block of the additional data,
+// with what came before it added; aadLen is the length of all of it.
+//
 //go:noescape
-func openAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad *byte, aadLen int, tag *byte) (ok bool)
+func sealAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte)
+
+// openAVX512 decrypts n octets and reports whether the tag is right; dst is written to in any case.
+//
+//go:noescape
+func openAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte) (ok bool)
 
 func cpuid(leaf, sub uint32) (a, b, c, d uint32)
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -130,6 +131,10 @@ func check(t *testing.T, a *AEAD, ref cipher.AEAD, rnd *random, n, aadLen, align
 		t.Fatalf("%s: Open in place wrote outside its room", where)
 	}
 
+	if aadLen <= 16 {
+		checkPacket(t, a, where, nonce, aad, text, want, align)
+	}
+
 	// A forged one: one bit anywhere.
 	bad := bytes.Clone(want)
 	bad[rnd.below(len(bad))] ^= 1 << rnd.below(8)
@@ -139,6 +144,57 @@ func check(t *testing.T, a *AEAD, ref cipher.AEAD, rnd *random, n, aadLen, align
 	if !bytes.Equal(back, make([]byte, n)) || !intact(back, backAll) {
 		t.Fatalf("%s: Open left something of a forgery: %x", where, back)
 	}
+}
+
+// checkPacket is check for SealInPlace and OpenInPlace.
+func checkPacket(t *testing.T, a *AEAD, where string, nonce, aad, text, want []byte, align int) {
+	t.Helper()
+	n := len(text)
+	buf, all := room(n+16, align)
+	copy(buf, text)
+	a.SealInPlace(buf, words(nonce), words(aad), len(aad))
+	if !bytes.Equal(buf, want) || !intact(buf, all) {
+		t.Fatalf("%s: SealInPlace: room intact: %t\n %x, want\n %x", where, intact(buf, all), buf, want)
+	}
+	if !a.OpenInPlace(buf, words(nonce), words(aad), len(aad)) || !bytes.Equal(buf[:n], text) || !bytes.Equal(buf[n:], want[n:]) || !intact(buf, all) {
+		t.Fatalf("%s: OpenInPlace: room intact: %t\n %x, want\n %x", where, intact(buf, all), buf[:n], text)
+	}
+	copy(buf, want)
+	buf[n+align%16] ^= 0x10
+	if a.OpenInPlace(buf, words(nonce), words(aad), len(aad)) || !bytes.Equal(buf[:n], make([]byte, n)) {
+		t.Fatalf("%s: OpenInPlace of a forgery left %x", where, buf[:n])
+	}
+}
+
+func words(b []byte) Words {
+	var w [16]byte
+	copy(w[:], b)
+	return Words{binary.LittleEndian.Uint64(w[:]), binary.LittleEndian.Uint64(w[8:])}
+}
+
+// What does not fit is refused, not read past.
+func TestInPlaceBounds(t *testing.T) {
+	each(t, func(t *testing.T, a *AEAD, _ cipher.AEAD, rnd *random) {
+		panics := func(f func()) (p bool) {
+			defer func() { p = recover() != nil }()
+			f()
+			return false
+		}
+		for n := range 20 {
+			if got := panics(func() { a.SealInPlace(make([]byte, n), Words{}, Words{}, 8) }); got != (n < 16) {
+				t.Errorf("SealInPlace with %d octets: panics: %t", n, got)
+			}
+			if a.OpenInPlace(make([]byte, n), Words{}, Words{}, 8) {
+				t.Errorf("OpenInPlace of %d zeroes: right", n)
+			}
+		}
+		for _, aad := range []int{-1, 17, 1 << 40} {
+			if !panics(func() { a.SealInPlace(make([]byte, 32), Words{}, Words{}, aad) }) ||
+				!panics(func() { a.OpenInPlace(make([]byte, 32), Words{}, Words{}, aad) }) {
+				t.Errorf("%d octets of additional data in two words: accepted", aad)
+			}
+		}
+	})
 }
 
 func TestEveryLength(t *testing.T) {
@@ -299,6 +355,8 @@ func TestWipe(t *testing.T) {
 		for _, f := range []func(){
 			func() { a.Seal(nil, make([]byte, 12), nil, nil) },
 			func() { _, _ = a.Open(nil, make([]byte, 12), sealed, nil) },
+			func() { a.SealInPlace(make([]byte, 32), Words{}, Words{}, 0) },
+			func() { a.OpenInPlace(make([]byte, 32), Words{}, Words{}, 0) },
 		} {
 			func() {
 				defer func() {
@@ -349,6 +407,14 @@ func TestAllocations(t *testing.T) {
 		}); n != 0 {
 			t.Errorf("%s: %v allocations", a.Accelerated(), n)
 		}
+		if n := testing.AllocsPerRun(100, func() {
+			a.SealInPlace(buf, Words{}, Words{}, 12)
+			if !a.OpenInPlace(buf, Words{}, Words{}, 12) {
+				t.Fatal("wrong tag")
+			}
+		}); n != 0 && impl != std {
+			t.Errorf("%s: %v allocations in place", a.Accelerated(), n)
+		}
 	}
 }
 
@@ -396,6 +462,8 @@ func FuzzDifferential(f *testing.F) {
 			if got, err := a.Open(buf[:0], nonce, buf, aad); err != nil || !bytes.Equal(got, text) || !intact(buf, all) {
 				t.Fatalf("%s: opened: %v\n %x, want\n %x", a.Accelerated(), err, got, text)
 			}
+			short := aad[:min(len(aad), 16)]
+			checkPacket(t, a, a.Accelerated(), nonce, short, text, ref.Seal(nil, nonce, text, short), int(align%64))
 			copy(buf, bad)
 			if got, err := a.Open(buf[:0], nonce, buf, aad); err == nil || got != nil || !bytes.Equal(buf[:n], make([]byte, n)) {
 				t.Fatalf("%s: forgery: %v, %x", a.Accelerated(), err, buf[:n])

@@ -32,6 +32,13 @@ func BenchmarkAEAD(b *testing.B) {
 						a.Seal(p[16:16], nonce, p[16:16+n], p[:8])
 					}
 				})
+				b.Run("SealInPlace/"+name, func(b *testing.B) {
+					b.SetBytes(int64(n))
+					b.ReportAllocs()
+					for i := uint64(0); b.Loop(); i++ {
+						a.SealInPlace(pkts[i%32][16:], Words{Hi: i}, Words{Lo: i}, 8)
+					}
+				})
 				out := make([]byte, 64+n+64)[64 : 64 : 64+n]
 				for _, p := range pkts {
 					a.Seal(p[16:16], nonce, p[16:16+n], p[:8])

@@ -50,8 +50,8 @@ DATA fourReversed<>+56(SB)/8, $0x0000000000000000
 GLOBL fourReversed<>(SB), RODATA|NOPTR, $64
 
 
-// func sealAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad *byte, aadLen int, tag *byte)
-TEXT ·sealAVX512(SB), NOSPLIT, $0-72
+// func sealAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte)
+TEXT ·sealAVX512(SB), NOSPLIT, $0-88
 	CMPQ rounds+8(FP), $12
 	JEQ r12
 	JHI r14
@@ -63,8 +63,8 @@ r12:
 r14:
 	JMP seal14<>(SB)
 
-// func openAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad *byte, aadLen int, tag *byte) (ok bool)
-TEXT ·openAVX512(SB), NOSPLIT, $0-73
+// func openAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte) (ok bool)
+TEXT ·openAVX512(SB), NOSPLIT, $0-89
 	CMPQ rounds+8(FP), $12
 	JEQ r12
 	JHI r14
@@ -76,17 +76,13 @@ r12:
 r14:
 	JMP open14<>(SB)
 
-TEXT seal10<>(SB), NOSPLIT, $0-72
+TEXT seal10<>(SB), NOSPLIT, $0-88
 	MOVQ s+0(FP), AX
-	MOVQ nonce+40(FP), BX
-	MOVQ n+32(FP), CX
-	MOVQ aad+48(FP), R11
-	MOVQ aadLen+56(FP), R12
+	VMOVQ nonce_Lo+40(FP), X14
+	VPINSRQ $1, nonce_Hi+48(FP), X14, X14
 	VBROADCASTI32X4 bswap<>(SB), Z15
 
 	// the counters: nonce || 1, 2, 3, 4; the first is J0 (SP 800-38D section 7.1)
-	VMOVQ (BX), X14
-	VPINSRD $2, 8(BX), X14, X14
 	VSHUFI64X2 $0, Z14, Z14, Z14
 	VPADDD first<>(SB), Z14, Z14
 	VBROADCASTI32X4 544(AX), Z17
@@ -99,25 +95,12 @@ TEXT seal10<>(SB), NOSPLIT, $0-72
 	VBROADCASTI32X4 656(AX), Z24
 	VBROADCASTI32X4 672(AX), Z25
 	VBROADCASTI32X4 688(AX), Z26
-
-	// additional data: the last block of it to X12, not reversed, what is before it added
-	VPXOR X12, X12, X12
-	MOVQ R12, R13
-	TESTQ R12, R12
-	JZ aadDone
-	CMPQ R12, $16
-	JG aadLong
-
-aadLast:
-	MOVL $-1, DX
-	BZHIL R12, DX, DX
-	KMOVW DX, K2
-	VMOVDQU8.Z (R11), K2, X11
-	VPXOR X11, X12, X12
-
-aadDone:
+	VMOVQ aad_Lo+56(FP), X12
+	VPINSRQ $1, aad_Hi+64(FP), X12, X12
 	MOVQ dst+16(FP), DI
 	MOVQ src+24(FP), SI
+	MOVQ n+32(FP), CX
+	MOVQ aadLen+72(FP), R13
 	SHLQ $3, R13
 	LEAQ (CX*8), BX
 	ADDQ $16, CX
@@ -1237,7 +1220,7 @@ finish:
 	VPXOR X11, X10, X10
 	VPSHUFB X15, X10, X10
 	VPXOR X13, X10, X10
-	MOVQ tag+64(FP), BX
+	MOVQ tag+80(FP), BX
 	VMOVDQU X10, (BX)
 
 	// neither keys nor key stream stay in registers
@@ -1266,32 +1249,6 @@ finish:
 	RET
 
 	// what happens rarely
-
-aadLong:
-	VPXOR X10, X10, X10
-
-aadLoop:
-	VMOVDQU (R11), X4
-	VPSHUFB X15, X4, X4
-	VPXOR X10, X4, X4
-	VMOVDQU 512(AX), X12
-	VPCLMULQDQ $0x00, X12, X4, X8
-	VPCLMULQDQ $0x01, X12, X4, X11
-	VPCLMULQDQ $0x10, X12, X4, X9
-	VPCLMULQDQ $0x11, X12, X4, X10
-	VPXOR X11, X9, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X8, X11
-	VPSHUFD $0x4e, X8, X8
-	VPTERNLOGQ $0x96, X11, X8, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X9, X11
-	VPSHUFD $0x4e, X9, X9
-	VPTERNLOGQ $0x96, X11, X9, X10
-	ADDQ $16, R11
-	SUBQ $16, R12
-	CMPQ R12, $16
-	JG aadLoop
-	VPSHUFB X15, X10, X12
-	JMP aadLast
 
 carry1:
 	VPSHUFB Z15, Z14, Z14
@@ -1365,17 +1322,13 @@ carry13:
 	MOVL $16, R11
 	JMP counted14
 
-TEXT open10<>(SB), NOSPLIT, $0-73
+TEXT open10<>(SB), NOSPLIT, $0-89
 	MOVQ s+0(FP), AX
-	MOVQ nonce+40(FP), BX
-	MOVQ n+32(FP), CX
-	MOVQ aad+48(FP), R11
-	MOVQ aadLen+56(FP), R12
+	VMOVQ nonce_Lo+40(FP), X14
+	VPINSRQ $1, nonce_Hi+48(FP), X14, X14
 	VBROADCASTI32X4 bswap<>(SB), Z15
 
 	// the counters: nonce || 1, 2, 3, 4; the first is J0 (SP 800-38D section 7.1)
-	VMOVQ (BX), X14
-	VPINSRD $2, 8(BX), X14, X14
 	VSHUFI64X2 $0, Z14, Z14, Z14
 	VPADDD first<>(SB), Z14, Z14
 	VBROADCASTI32X4 544(AX), Z17
@@ -1388,25 +1341,12 @@ TEXT open10<>(SB), NOSPLIT, $0-73
 	VBROADCASTI32X4 656(AX), Z24
 	VBROADCASTI32X4 672(AX), Z25
 	VBROADCASTI32X4 688(AX), Z26
-
-	// additional data: the last block of it to X12, not reversed, what is before it added
-	VPXOR X12, X12, X12
-	MOVQ R12, R13
-	TESTQ R12, R12
-	JZ aadDone
-	CMPQ R12, $16
-	JG aadLong
-
-aadLast:
-	MOVL $-1, DX
-	BZHIL R12, DX, DX
-	KMOVW DX, K2
-	VMOVDQU8.Z (R11), K2, X11
-	VPXOR X11, X12, X12
-
-aadDone:
+	VMOVQ aad_Lo+56(FP), X12
+	VPINSRQ $1, aad_Hi+64(FP), X12, X12
 	MOVQ dst+16(FP), DI
 	MOVQ src+24(FP), SI
+	MOVQ n+32(FP), CX
+	MOVQ aadLen+72(FP), R13
 	SHLQ $3, R13
 	LEAQ (CX*8), BX
 	ADDQ $16, CX
@@ -2350,10 +2290,10 @@ finish:
 	VPXOR X11, X10, X10
 	VPSHUFB X15, X10, X10
 	VPXOR X13, X10, X10
-	MOVQ tag+64(FP), BX
+	MOVQ tag+80(FP), BX
 	VPXOR (BX), X10, X10
 	VPTEST X10, X10
-	SETEQ ok+72(FP)
+	SETEQ ok+88(FP)
 
 	// neither keys nor key stream stay in registers
 	VPXOR X0, X0, X0
@@ -2381,32 +2321,6 @@ finish:
 	RET
 
 	// what happens rarely
-
-aadLong:
-	VPXOR X10, X10, X10
-
-aadLoop:
-	VMOVDQU (R11), X4
-	VPSHUFB X15, X4, X4
-	VPXOR X10, X4, X4
-	VMOVDQU 512(AX), X12
-	VPCLMULQDQ $0x00, X12, X4, X8
-	VPCLMULQDQ $0x01, X12, X4, X11
-	VPCLMULQDQ $0x10, X12, X4, X9
-	VPCLMULQDQ $0x11, X12, X4, X10
-	VPXOR X11, X9, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X8, X11
-	VPSHUFD $0x4e, X8, X8
-	VPTERNLOGQ $0x96, X11, X8, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X9, X11
-	VPSHUFD $0x4e, X9, X9
-	VPTERNLOGQ $0x96, X11, X9, X10
-	ADDQ $16, R11
-	SUBQ $16, R12
-	CMPQ R12, $16
-	JG aadLoop
-	VPSHUFB X15, X10, X12
-	JMP aadLast
 
 carry16:
 	VPSHUFB Z15, Z14, Z14
@@ -2480,17 +2394,13 @@ carry25:
 	MOVL $16, R11
 	JMP counted26
 
-TEXT seal12<>(SB), NOSPLIT, $0-72
+TEXT seal12<>(SB), NOSPLIT, $0-88
 	MOVQ s+0(FP), AX
-	MOVQ nonce+40(FP), BX
-	MOVQ n+32(FP), CX
-	MOVQ aad+48(FP), R11
-	MOVQ aadLen+56(FP), R12
+	VMOVQ nonce_Lo+40(FP), X14
+	VPINSRQ $1, nonce_Hi+48(FP), X14, X14
 	VBROADCASTI32X4 bswap<>(SB), Z15
 
 	// the counters: nonce || 1, 2, 3, 4; the first is J0 (SP 800-38D section 7.1)
-	VMOVQ (BX), X14
-	VPINSRD $2, 8(BX), X14, X14
 	VSHUFI64X2 $0, Z14, Z14, Z14
 	VPADDD first<>(SB), Z14, Z14
 	VBROADCASTI32X4 544(AX), Z17
@@ -2505,25 +2415,12 @@ TEXT seal12<>(SB), NOSPLIT, $0-72
 	VBROADCASTI32X4 688(AX), Z26
 	VBROADCASTI32X4 704(AX), Z27
 	VBROADCASTI32X4 720(AX), Z28
-
-	// additional data: the last block of it to X12, not reversed, what is before it added
-	VPXOR X12, X12, X12
-	MOVQ R12, R13
-	TESTQ R12, R12
-	JZ aadDone
-	CMPQ R12, $16
-	JG aadLong
-
-aadLast:
-	MOVL $-1, DX
-	BZHIL R12, DX, DX
-	KMOVW DX, K2
-	VMOVDQU8.Z (R11), K2, X11
-	VPXOR X11, X12, X12
-
-aadDone:
+	VMOVQ aad_Lo+56(FP), X12
+	VPINSRQ $1, aad_Hi+64(FP), X12, X12
 	MOVQ dst+16(FP), DI
 	MOVQ src+24(FP), SI
+	MOVQ n+32(FP), CX
+	MOVQ aadLen+72(FP), R13
 	SHLQ $3, R13
 	LEAQ (CX*8), BX
 	ADDQ $16, CX
@@ -3699,7 +3596,7 @@ finish:
 	VPXOR X11, X10, X10
 	VPSHUFB X15, X10, X10
 	VPXOR X13, X10, X10
-	MOVQ tag+64(FP), BX
+	MOVQ tag+80(FP), BX
 	VMOVDQU X10, (BX)
 
 	// neither keys nor key stream stay in registers
@@ -3730,32 +3627,6 @@ finish:
 	RET
 
 	// what happens rarely
-
-aadLong:
-	VPXOR X10, X10, X10
-
-aadLoop:
-	VMOVDQU (R11), X4
-	VPSHUFB X15, X4, X4
-	VPXOR X10, X4, X4
-	VMOVDQU 512(AX), X12
-	VPCLMULQDQ $0x00, X12, X4, X8
-	VPCLMULQDQ $0x01, X12, X4, X11
-	VPCLMULQDQ $0x10, X12, X4, X9
-	VPCLMULQDQ $0x11, X12, X4, X10
-	VPXOR X11, X9, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X8, X11
-	VPSHUFD $0x4e, X8, X8
-	VPTERNLOGQ $0x96, X11, X8, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X9, X11
-	VPSHUFD $0x4e, X9, X9
-	VPTERNLOGQ $0x96, X11, X9, X10
-	ADDQ $16, R11
-	SUBQ $16, R12
-	CMPQ R12, $16
-	JG aadLoop
-	VPSHUFB X15, X10, X12
-	JMP aadLast
 
 carry27:
 	VPSHUFB Z15, Z14, Z14
@@ -3829,17 +3700,13 @@ carry39:
 	MOVL $16, R11
 	JMP counted40
 
-TEXT open12<>(SB), NOSPLIT, $0-73
+TEXT open12<>(SB), NOSPLIT, $0-89
 	MOVQ s+0(FP), AX
-	MOVQ nonce+40(FP), BX
-	MOVQ n+32(FP), CX
-	MOVQ aad+48(FP), R11
-	MOVQ aadLen+56(FP), R12
+	VMOVQ nonce_Lo+40(FP), X14
+	VPINSRQ $1, nonce_Hi+48(FP), X14, X14
 	VBROADCASTI32X4 bswap<>(SB), Z15
 
 	// the counters: nonce || 1, 2, 3, 4; the first is J0 (SP 800-38D section 7.1)
-	VMOVQ (BX), X14
-	VPINSRD $2, 8(BX), X14, X14
 	VSHUFI64X2 $0, Z14, Z14, Z14
 	VPADDD first<>(SB), Z14, Z14
 	VBROADCASTI32X4 544(AX), Z17
@@ -3854,25 +3721,12 @@ TEXT open12<>(SB), NOSPLIT, $0-73
 	VBROADCASTI32X4 688(AX), Z26
 	VBROADCASTI32X4 704(AX), Z27
 	VBROADCASTI32X4 720(AX), Z28
-
-	// additional data: the last block of it to X12, not reversed, what is before it added
-	VPXOR X12, X12, X12
-	MOVQ R12, R13
-	TESTQ R12, R12
-	JZ aadDone
-	CMPQ R12, $16
-	JG aadLong
-
-aadLast:
-	MOVL $-1, DX
-	BZHIL R12, DX, DX
-	KMOVW DX, K2
-	VMOVDQU8.Z (R11), K2, X11
-	VPXOR X11, X12, X12
-
-aadDone:
+	VMOVQ aad_Lo+56(FP), X12
+	VPINSRQ $1, aad_Hi+64(FP), X12, X12
 	MOVQ dst+16(FP), DI
 	MOVQ src+24(FP), SI
+	MOVQ n+32(FP), CX
+	MOVQ aadLen+72(FP), R13
 	SHLQ $3, R13
 	LEAQ (CX*8), BX
 	ADDQ $16, CX
@@ -4872,10 +4726,10 @@ finish:
 	VPXOR X11, X10, X10
 	VPSHUFB X15, X10, X10
 	VPXOR X13, X10, X10
-	MOVQ tag+64(FP), BX
+	MOVQ tag+80(FP), BX
 	VPXOR (BX), X10, X10
 	VPTEST X10, X10
-	SETEQ ok+72(FP)
+	SETEQ ok+88(FP)
 
 	// neither keys nor key stream stay in registers
 	VPXOR X0, X0, X0
@@ -4905,32 +4759,6 @@ finish:
 	RET
 
 	// what happens rarely
-
-aadLong:
-	VPXOR X10, X10, X10
-
-aadLoop:
-	VMOVDQU (R11), X4
-	VPSHUFB X15, X4, X4
-	VPXOR X10, X4, X4
-	VMOVDQU 512(AX), X12
-	VPCLMULQDQ $0x00, X12, X4, X8
-	VPCLMULQDQ $0x01, X12, X4, X11
-	VPCLMULQDQ $0x10, X12, X4, X9
-	VPCLMULQDQ $0x11, X12, X4, X10
-	VPXOR X11, X9, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X8, X11
-	VPSHUFD $0x4e, X8, X8
-	VPTERNLOGQ $0x96, X11, X8, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X9, X11
-	VPSHUFD $0x4e, X9, X9
-	VPTERNLOGQ $0x96, X11, X9, X10
-	ADDQ $16, R11
-	SUBQ $16, R12
-	CMPQ R12, $16
-	JG aadLoop
-	VPSHUFB X15, X10, X12
-	JMP aadLast
 
 carry42:
 	VPSHUFB Z15, Z14, Z14
@@ -5004,17 +4832,13 @@ carry51:
 	MOVL $16, R11
 	JMP counted52
 
-TEXT seal14<>(SB), NOSPLIT, $0-72
+TEXT seal14<>(SB), NOSPLIT, $0-88
 	MOVQ s+0(FP), AX
-	MOVQ nonce+40(FP), BX
-	MOVQ n+32(FP), CX
-	MOVQ aad+48(FP), R11
-	MOVQ aadLen+56(FP), R12
+	VMOVQ nonce_Lo+40(FP), X14
+	VPINSRQ $1, nonce_Hi+48(FP), X14, X14
 	VBROADCASTI32X4 bswap<>(SB), Z15
 
 	// the counters: nonce || 1, 2, 3, 4; the first is J0 (SP 800-38D section 7.1)
-	VMOVQ (BX), X14
-	VPINSRD $2, 8(BX), X14, X14
 	VSHUFI64X2 $0, Z14, Z14, Z14
 	VPADDD first<>(SB), Z14, Z14
 	VBROADCASTI32X4 544(AX), Z17
@@ -5031,25 +4855,12 @@ TEXT seal14<>(SB), NOSPLIT, $0-72
 	VBROADCASTI32X4 720(AX), Z28
 	VBROADCASTI32X4 736(AX), Z29
 	VBROADCASTI32X4 752(AX), Z30
-
-	// additional data: the last block of it to X12, not reversed, what is before it added
-	VPXOR X12, X12, X12
-	MOVQ R12, R13
-	TESTQ R12, R12
-	JZ aadDone
-	CMPQ R12, $16
-	JG aadLong
-
-aadLast:
-	MOVL $-1, DX
-	BZHIL R12, DX, DX
-	KMOVW DX, K2
-	VMOVDQU8.Z (R11), K2, X11
-	VPXOR X11, X12, X12
-
-aadDone:
+	VMOVQ aad_Lo+56(FP), X12
+	VPINSRQ $1, aad_Hi+64(FP), X12, X12
 	MOVQ dst+16(FP), DI
 	MOVQ src+24(FP), SI
+	MOVQ n+32(FP), CX
+	MOVQ aadLen+72(FP), R13
 	SHLQ $3, R13
 	LEAQ (CX*8), BX
 	ADDQ $16, CX
@@ -6281,7 +6092,7 @@ finish:
 	VPXOR X11, X10, X10
 	VPSHUFB X15, X10, X10
 	VPXOR X13, X10, X10
-	MOVQ tag+64(FP), BX
+	MOVQ tag+80(FP), BX
 	VMOVDQU X10, (BX)
 
 	// neither keys nor key stream stay in registers
@@ -6314,32 +6125,6 @@ finish:
 	RET
 
 	// what happens rarely
-
-aadLong:
-	VPXOR X10, X10, X10
-
-aadLoop:
-	VMOVDQU (R11), X4
-	VPSHUFB X15, X4, X4
-	VPXOR X10, X4, X4
-	VMOVDQU 512(AX), X12
-	VPCLMULQDQ $0x00, X12, X4, X8
-	VPCLMULQDQ $0x01, X12, X4, X11
-	VPCLMULQDQ $0x10, X12, X4, X9
-	VPCLMULQDQ $0x11, X12, X4, X10
-	VPXOR X11, X9, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X8, X11
-	VPSHUFD $0x4e, X8, X8
-	VPTERNLOGQ $0x96, X11, X8, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X9, X11
-	VPSHUFD $0x4e, X9, X9
-	VPTERNLOGQ $0x96, X11, X9, X10
-	ADDQ $16, R11
-	SUBQ $16, R12
-	CMPQ R12, $16
-	JG aadLoop
-	VPSHUFB X15, X10, X12
-	JMP aadLast
 
 carry53:
 	VPSHUFB Z15, Z14, Z14
@@ -6413,17 +6198,13 @@ carry65:
 	MOVL $16, R11
 	JMP counted66
 
-TEXT open14<>(SB), NOSPLIT, $0-73
+TEXT open14<>(SB), NOSPLIT, $0-89
 	MOVQ s+0(FP), AX
-	MOVQ nonce+40(FP), BX
-	MOVQ n+32(FP), CX
-	MOVQ aad+48(FP), R11
-	MOVQ aadLen+56(FP), R12
+	VMOVQ nonce_Lo+40(FP), X14
+	VPINSRQ $1, nonce_Hi+48(FP), X14, X14
 	VBROADCASTI32X4 bswap<>(SB), Z15
 
 	// the counters: nonce || 1, 2, 3, 4; the first is J0 (SP 800-38D section 7.1)
-	VMOVQ (BX), X14
-	VPINSRD $2, 8(BX), X14, X14
 	VSHUFI64X2 $0, Z14, Z14, Z14
 	VPADDD first<>(SB), Z14, Z14
 	VBROADCASTI32X4 544(AX), Z17
@@ -6440,25 +6221,12 @@ TEXT open14<>(SB), NOSPLIT, $0-73
 	VBROADCASTI32X4 720(AX), Z28
 	VBROADCASTI32X4 736(AX), Z29
 	VBROADCASTI32X4 752(AX), Z30
-
-	// additional data: the last block of it to X12, not reversed, what is before it added
-	VPXOR X12, X12, X12
-	MOVQ R12, R13
-	TESTQ R12, R12
-	JZ aadDone
-	CMPQ R12, $16
-	JG aadLong
-
-aadLast:
-	MOVL $-1, DX
-	BZHIL R12, DX, DX
-	KMOVW DX, K2
-	VMOVDQU8.Z (R11), K2, X11
-	VPXOR X11, X12, X12
-
-aadDone:
+	VMOVQ aad_Lo+56(FP), X12
+	VPINSRQ $1, aad_Hi+64(FP), X12, X12
 	MOVQ dst+16(FP), DI
 	MOVQ src+24(FP), SI
+	MOVQ n+32(FP), CX
+	MOVQ aadLen+72(FP), R13
 	SHLQ $3, R13
 	LEAQ (CX*8), BX
 	ADDQ $16, CX
@@ -7514,10 +7282,10 @@ finish:
 	VPXOR X11, X10, X10
 	VPSHUFB X15, X10, X10
 	VPXOR X13, X10, X10
-	MOVQ tag+64(FP), BX
+	MOVQ tag+80(FP), BX
 	VPXOR (BX), X10, X10
 	VPTEST X10, X10
-	SETEQ ok+72(FP)
+	SETEQ ok+88(FP)
 
 	// neither keys nor key stream stay in registers
 	VPXOR X0, X0, X0
@@ -7549,32 +7317,6 @@ finish:
 	RET
 
 	// what happens rarely
-
-aadLong:
-	VPXOR X10, X10, X10
-
-aadLoop:
-	VMOVDQU (R11), X4
-	VPSHUFB X15, X4, X4
-	VPXOR X10, X4, X4
-	VMOVDQU 512(AX), X12
-	VPCLMULQDQ $0x00, X12, X4, X8
-	VPCLMULQDQ $0x01, X12, X4, X11
-	VPCLMULQDQ $0x10, X12, X4, X9
-	VPCLMULQDQ $0x11, X12, X4, X10
-	VPXOR X11, X9, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X8, X11
-	VPSHUFD $0x4e, X8, X8
-	VPTERNLOGQ $0x96, X11, X8, X9
-	VPCLMULQDQ $0x10, poly<>(SB), X9, X11
-	VPSHUFD $0x4e, X9, X9
-	VPTERNLOGQ $0x96, X11, X9, X10
-	ADDQ $16, R11
-	SUBQ $16, R12
-	CMPQ R12, $16
-	JG aadLoop
-	VPSHUFB X15, X10, X12
-	JMP aadLast
 
 carry68:
 	VPSHUFB Z15, Z14, Z14
@@ -7705,6 +7447,45 @@ power:
 	VPXOR X0, X0, X0
 	VPXOR X1, X1, X1
 	VPXOR X2, X2, X2
+	VPXOR X4, X4, X4
+	VPXOR X8, X8, X8
+	VPXOR X9, X9, X9
+	VPXOR X10, X10, X10
+	VPXOR X11, X11, X11
+	VPXOR X12, X12, X12
+	VZEROUPPER
+	RET
+
+// func hashBlocks(s *schedule, p *byte, n int) (sum Words)
+TEXT ·hashBlocks(SB), NOSPLIT, $0-40
+	MOVQ s+0(FP), AX
+	MOVQ p+8(FP), SI
+	MOVQ n+16(FP), CX
+	VMOVDQU bswap<>(SB), X15
+	VPXOR X10, X10, X10
+
+block:
+	VMOVDQU (SI), X4
+	VPSHUFB X15, X4, X4
+	VPXOR X10, X4, X4
+	VMOVDQU 512(AX), X12
+	VPCLMULQDQ $0x00, X12, X4, X8
+	VPCLMULQDQ $0x01, X12, X4, X11
+	VPCLMULQDQ $0x10, X12, X4, X9
+	VPCLMULQDQ $0x11, X12, X4, X10
+	VPXOR X11, X9, X9
+	VPCLMULQDQ $0x10, poly<>(SB), X8, X11
+	VPSHUFD $0x4e, X8, X8
+	VPTERNLOGQ $0x96, X11, X8, X9
+	VPCLMULQDQ $0x10, poly<>(SB), X9, X11
+	VPSHUFD $0x4e, X9, X9
+	VPTERNLOGQ $0x96, X11, X9, X10
+	ADDQ $16, SI
+	SUBQ $1, CX
+	JNZ block
+	VPSHUFB X15, X10, X10
+	VMOVQ X10, sum_Lo+24(FP)
+	VPEXTRQ $1, X10, sum_Hi+32(FP)
 	VPXOR X4, X4, X4
 	VPXOR X8, X8, X8
 	VPXOR X9, X9, X9

@@ -269,14 +269,14 @@ func lengths() (c code) {
 // argSize is the size of the arguments and the result of seal or open.
 func argSize(fn string) int {
 	if fn == "open" {
-		return 73
+		return 89
 	}
-	return 72
+	return 88
 }
 
 // choose writes the function that Go calls; it jumps to the one for the number of rounds.
 func (g *gen) choose(fn string) {
-	fmt.Fprintf(g, "\n// func %sAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad *byte, aadLen int, tag *byte)%s\n",
+	fmt.Fprintf(g, "\n// func %sAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte)%s\n",
 		fn, map[string]string{"open": " (ok bool)"}[fn])
 	fmt.Fprintf(g, "TEXT ·%sAVX512(SB), NOSPLIT, $0-%d\n", fn, argSize(fn))
 	g.op("CMPQ rounds+8(FP), $12")
@@ -289,42 +289,25 @@ func (g *gen) choose(fn string) {
 	g.op("JMP %s14<>(SB)", fn)
 }
 
-// prologue loads everything, hashes the additional data, and leaves only texts that are not empty.
+// prologue loads everything; the additional data's block goes to t1, not reversed.
 func (g *gen) prologue() {
 	fmt.Fprintf(g, "\nTEXT %s%d<>(SB), NOSPLIT, $0-%d\n", g.fn, g.rounds, argSize(g.fn))
 	g.op("MOVQ s+0(FP), AX")
-	g.op("MOVQ nonce+40(FP), BX")
-	g.op("MOVQ n+32(FP), CX")
-	g.op("MOVQ aad+48(FP), R11")
-	g.op("MOVQ aadLen+56(FP), R12")
+	g.op("VMOVQ nonce_Lo+40(FP), X%d", ctr)
+	g.op("VPINSRQ $1, nonce_Hi+48(FP), X%d, X%d", ctr, ctr)
 	g.op("VBROADCASTI32X4 bswap<>(SB), Z%d", bswap)
-
 	g.comment("the counters: nonce || 1, 2, 3, 4; the first is J0 (SP 800-38D section 7.1)")
-	g.op("VMOVQ (BX), X%d", ctr)
-	g.op("VPINSRD $2, 8(BX), X%d, X%d", ctr, ctr)
 	g.op("VSHUFI64X2 $0, Z%d, Z%d, Z%d", ctr, ctr, ctr)
 	g.op("VPADDD first<>(SB), Z%d, Z%d", ctr, ctr)
 	for r := 1; r <= g.rounds; r++ {
 		g.op("VBROADCASTI32X4 %d(AX), Z%d", keysOff+16*r, rk+r)
 	}
-
-	g.comment("additional data: the last block of it to X%d, not reversed, what is before it added", t1)
-	g.op("VPXOR X%d, X%d, X%d", t1, t1, t1)
-	g.op("MOVQ R12, R13")
-	g.op("TESTQ R12, R12")
-	g.op("JZ aadDone")
-	g.op("CMPQ R12, $16")
-	g.op("JG aadLong")
-	g.label("aadLast")
-	g.op("MOVL $-1, DX")
-	g.op("BZHIL R12, DX, DX")
-	g.op("KMOVW DX, K2")
-	g.op("VMOVDQU8.Z (R11), K2, X%d", t0)
-	g.op("VPXOR X%d, X%d, X%d", t0, t1, t1)
-	g.label("aadDone")
-
+	g.op("VMOVQ aad_Lo+56(FP), X%d", t1)
+	g.op("VPINSRQ $1, aad_Hi+64(FP), X%d, X%d", t1, t1)
 	g.op("MOVQ dst+16(FP), DI")
 	g.op("MOVQ src+24(FP), SI")
+	g.op("MOVQ n+32(FP), CX")
+	g.op("MOVQ aadLen+72(FP), R13")
 	g.op("SHLQ $3, R13")
 	g.op("LEAQ (CX*8), BX")
 	g.op("ADDQ $16, CX")
@@ -336,22 +319,6 @@ func (g *gen) prologue() {
 	g.op("MOVL $15, R11")
 	g.emit(startChunk())
 	g.emit(clearSum())
-
-	var c code
-	c = append(c, "aadLong:")
-	c.add("VPXOR X%d, X%d, X%d", hi, hi, hi)
-	c = append(c, "aadLoop:")
-	c.add("VMOVDQU (R11), X%d", data)
-	c.add("VPSHUFB X%d, X%d, X%d", bswap, data, data)
-	c.add("VPXOR X%d, X%d, X%d", hi, data, data)
-	c = append(c, mulH(data)...)
-	c.add("ADDQ $16, R11")
-	c.add("SUBQ $16, R12")
-	c.add("CMPQ R12, $16")
-	c.add("JG aadLoop")
-	c.add("VPSHUFB X%d, X%d, X%d", bswap, hi, t1)
-	c.add("JMP aadLast")
-	g.later = append(g.later, c...)
 }
 
 // The first vector's first block is J0's and the additional data's; notFirst sets K3 to the others.
@@ -415,13 +382,13 @@ func (g *gen) finish() {
 	g.emit(fold())
 	g.op("VPSHUFB X%d, X%d, X%d", bswap, hi, hi)
 	g.op("VPXOR X%d, X%d, X%d", mask, hi, hi)
-	g.op("MOVQ tag+64(FP), BX")
+	g.op("MOVQ tag+80(FP), BX")
 	if g.fn == "seal" {
 		g.op("VMOVDQU X%d, (BX)", hi)
 	} else {
 		g.op("VPXOR (BX), X%d, X%d", hi, hi)
 		g.op("VPTEST X%d, X%d", hi, hi)
-		g.op("SETEQ ok+72(FP)")
+		g.op("SETEQ ok+88(FP)")
 	}
 	g.comment("neither keys nor key stream stay in registers")
 	for _, r := range []int{0, 1, 2, 3, lo, mid, hi, t0, t1, mask} {
@@ -661,6 +628,7 @@ GLOBL bswap<>(SB), RODATA|NOPTR, $16
 		g.open()
 	}
 	g.powers()
+	g.blocks()
 	return g.Bytes()
 }
 
@@ -703,6 +671,32 @@ func (g *gen) powers() {
 	g.op("CMPQ BX, AX")
 	g.op("JA power")
 	for _, r := range []int{0, 1, 2, data, lo, mid, hi, t0, t1} {
+		g.op("VPXOR X%d, X%d, X%d", r, r, r)
+	}
+	g.op("VZEROUPPER")
+	g.op("RET")
+}
+
+// blocks writes the function that hashes additional data before its last block: slow and short.
+func (g *gen) blocks() {
+	fmt.Fprintf(g, "\n// func hashBlocks(s *schedule, p *byte, n int) (sum Words)\nTEXT ·hashBlocks(SB), NOSPLIT, $0-40\n")
+	g.op("MOVQ s+0(FP), AX")
+	g.op("MOVQ p+8(FP), SI")
+	g.op("MOVQ n+16(FP), CX")
+	g.op("VMOVDQU bswap<>(SB), X%d", bswap)
+	g.op("VPXOR X%d, X%d, X%d", hi, hi, hi)
+	g.label("block")
+	g.op("VMOVDQU (SI), X%d", data)
+	g.op("VPSHUFB X%d, X%d, X%d", bswap, data, data)
+	g.op("VPXOR X%d, X%d, X%d", hi, data, data)
+	g.emit(mulH(data))
+	g.op("ADDQ $16, SI")
+	g.op("SUBQ $1, CX")
+	g.op("JNZ block")
+	g.op("VPSHUFB X%d, X%d, X%d", bswap, hi, hi)
+	g.op("VMOVQ X%d, sum_Lo+24(FP)", hi)
+	g.op("VPEXTRQ $1, X%d, sum_Hi+32(FP)", hi)
+	for _, r := range []int{data, lo, mid, hi, t0, t1} {
 		g.op("VPXOR X%d, X%d, X%d", r, r, r)
 	}
 	g.op("VZEROUPPER")
