@@ -21,14 +21,15 @@ type Kernel struct {
 	have6  bool // the kernel has IPv6
 	force6 bool // and can forward it per interface
 
-	mu     sync.Mutex // guards all below, and the order of changes
-	nl     *netlink.Handle
-	closed bool
-	state  *State // what was applied last; nil before
-	locked bool
-	rules  *ruleset // what was installed last, without counters; nil before
-	print  fingerprint
-	warned map[string]bool // missing interfaces that were logged
+	mu             sync.Mutex // guards all below, and the order of changes
+	nl             *netlink.Handle
+	closed         bool
+	state          *State // what was applied last; nil before
+	locked         bool
+	rules          *ruleset // what was installed last, without counters; nil before
+	print          fingerprint
+	warned         map[string]bool // missing interfaces that were logged
+	refusedOffload map[string]bool // features that could not be switched, logged
 }
 
 var _ Controller = (*Kernel)(nil)
@@ -59,7 +60,7 @@ func Open(opt Options) (*Kernel, error) {
 	if opt.Log == nil {
 		opt.Log = func(string, ...any) {}
 	}
-	k := &Kernel{opt: opt, warned: map[string]bool{}}
+	k := &Kernel{opt: opt, warned: map[string]bool{}, refusedOffload: map[string]bool{}}
 	err := inNS(opt.NetNS, func() error {
 		h, err := netlink.NewHandle()
 		if err != nil {
@@ -147,6 +148,13 @@ func (k *Kernel) Remove() error {
 			undo = append(undo, s)
 		}
 	}
+	var offloads offloadPlan
+	for _, n := range notes {
+		if o, ok := parseOffload(n); ok {
+			offloads.off = append(offloads.off, o)
+		}
+	}
+	k.switchOffloads(offloads)
 	// Forwarding goes before the walls do.
 	errs = append(errs, k.restore(undo))
 	_, err = k.syncRoutes(nil, 0)
@@ -211,6 +219,10 @@ func (k *Kernel) sync() ([]string, error) {
 	for _, u := range plan.undo {
 		rs.undo = append(rs.undo, u.String())
 	}
+	offloads := k.planOffloads(s, notes)
+	for _, o := range offloads.undo {
+		rs.undo = append(rs.undo, o.String())
+	}
 	// The walls first, so that at no moment a route or forwarding is there without them.
 	n, err := k.syncTable(rs)
 	if err != nil {
@@ -242,6 +254,7 @@ func (k *Kernel) sync() ([]string, error) {
 	if err := k.restore(plan.restore); err != nil {
 		return changes, err
 	}
+	did(k.switchOffloads(offloads), "offload")
 	if len(changes) > 0 {
 		k.opt.Log("kernel state set", "changed", strings.Join(changes, ", "), "locked", k.locked)
 	}
