@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"unsafe"
 
@@ -426,10 +428,19 @@ func TestOldKernel(t *testing.T) {
 		}
 		old.recvmmsg = func(uintptr, *mmsghdr, int) (int, unix.Errno) { return -1, unix.ENOSYS }
 		old.sendmmsg = func(uintptr, *mmsghdr, int) (int, unix.Errno) { return -1, unix.ENOSYS }
-		var told []string
-		var g *Group
+		var (
+			mu   sync.Mutex
+			told []string // guarded by mu
+			g    *Group
+			wg   sync.WaitGroup
+		)
+		log := func(msg string, kv ...any) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, msg)
+		}
 		s.in(func() (err error) {
-			g, err = open(Options{Addr: lo, Queues: 2, Steer: true, Log: func(msg string, kv ...any) { told = append(told, msg) }}, false, old)
+			g, err = open(Options{Addr: lo, Queues: 2, Steer: true, Log: log}, false, old)
 			return err
 		})
 		defer g.Close()
@@ -444,13 +455,18 @@ func TestOldKernel(t *testing.T) {
 		// The kernel chooses a socket by addresses and ports: it is the same for all.
 		all := make(chan got, 100)
 		for _, s := range g.Sockets() {
-			go func() {
-				for b := NewBatch(8, 0); s.Receive(b) == nil; {
+			wg.Go(func() {
+				b := NewBatch(8, 0)
+				for err := s.Receive(b); !errors.Is(err, net.ErrClosed); err = s.Receive(b) {
+					if err != nil {
+						t.Error(err)
+						return
+					}
 					for _, d := range single(b) {
 						all <- d
 					}
 				}
-			}()
+			})
 		}
 		for i := range want {
 			if got := next(t, "a datagram", all); got.payload != want[i] || got.run {
@@ -460,6 +476,7 @@ func TestOldKernel(t *testing.T) {
 		if err := g.Close(); err != nil {
 			t.Error(err)
 		}
+		wg.Wait()
 		for _, want := range []string{"does not glue", "does not report ICMP", "does not segment", "does not steer", "no recvmmsg", "no sendmmsg"} {
 			if n := len(slices.DeleteFunc(slices.Clone(told), func(s string) bool { return !strings.Contains(s, want) })); n != 1 {
 				t.Errorf("%q told %d times: %q", want, n, told)

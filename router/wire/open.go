@@ -27,7 +27,8 @@ type Options struct {
 	// Steer is for the NAT traversal port: a datagram whose first 32 bits are n comes to socket
 	// n % Queues, and runs of datagrams may come glued together.
 	Steer bool
-	// Log is told, once each, what the kernel refused and what is done instead; may be nil.
+	// Log is told, once each, what the kernel refused and what is done instead. It may be nil, and
+	// is called by any goroutine that sends or receives.
 	Log func(msg string, kv ...any)
 }
 

@@ -77,7 +77,8 @@ func (r *receiver) ready(fd uintptr) bool {
 	for range maxPending {
 		var n int
 		var e unix.Errno
-		if s.g.mmsgIn.Load() {
+		many := s.g.mmsgIn.Load()
+		if many {
 			n, e = s.g.sys.recvmmsg(fd, &b.hdrs[0], b.vlen)
 		} else {
 			if n, e = s.g.sys.recvmsg(fd, &b.hdrs[0].hdr, 0); e == 0 {
@@ -108,10 +109,11 @@ func (r *receiver) ready(fd uintptr) bool {
 			r.woken = true
 			return false
 		case unix.ENOSYS:
-			if !s.g.mmsgIn.Swap(false) {
+			if !many {
 				r.err = e
 				return true
 			}
+			s.g.mmsgIn.Store(false) // perhaps another queue met it, too
 			s.g.tell(noteNoRecvmmsg, "the kernel has no recvmmsg: one message is received a call")
 		case unix.EBADF, unix.ENOTSOCK, unix.EFAULT, unix.EINVAL:
 			r.err = e

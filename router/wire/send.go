@@ -295,11 +295,12 @@ func (x *Sender) try(fd uintptr) {
 	for x.lo < x.n {
 		var e unix.Errno
 		sent, want := 1, 1
-		if x.n-x.lo == 1 || !g.mmsgOut.Load() {
-			_, e = g.sys.sendmsg(fd, &x.hdrs[x.lo].hdr)
-		} else {
+		many := x.n-x.lo > 1 && g.mmsgOut.Load()
+		if many {
 			want = x.n - x.lo
 			sent, e = g.sys.sendmmsg(fd, &x.hdrs[x.lo], want)
+		} else {
+			_, e = g.sys.sendmsg(fd, &x.hdrs[x.lo].hdr)
 		}
 		switch {
 		case e == 0:
@@ -321,7 +322,8 @@ func (x *Sender) try(fd uintptr) {
 			continue
 		case e == unix.EAGAIN:
 			x.again = true
-		case e == unix.ENOSYS && g.mmsgOut.Swap(false):
+		case e == unix.ENOSYS && many:
+			g.mmsgOut.Store(false) // perhaps another sender met it, too
 			g.tell(noteNoSendmmsg, "the kernel has no sendmmsg: one message is sent a call")
 			continue
 		case passing(e) && (e != before || tries < passingTries) && all < passingMost:
@@ -354,8 +356,9 @@ func isRefusal(e unix.Errno) bool {
 	switch e {
 	case unix.EIO, unix.EINVAL, unix.ENOPROTOOPT, unix.EOPNOTSUPP:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // hold has messages to d go as single datagrams for a while.

@@ -111,6 +111,7 @@ func passing(e unix.Errno) bool {
 	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EMSGSIZE, unix.ENOPROTOOPT, unix.EOPNOTSUPP,
 		unix.EHOSTDOWN, unix.ENONET, unix.EACCES, unix.EPROTO:
 		return true
+	default:
+		return false
 	}
-	return false
 }
