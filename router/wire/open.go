@@ -25,7 +25,9 @@ type Options struct {
 	Queues int        // sockets; 0 is 1
 	Mark   uint32     // fwmark of everything that is sent, unless 0; needs CAP_NET_ADMIN
 	// Steer is for the NAT traversal port: a datagram whose first 32 bits are n comes to socket
-	// n % Queues, and runs of datagrams may come glued together.
+	// n % Queues, and runs of datagrams may come glued together. The first datagram of a run
+	// decides for all of it, and the kernel looks at addresses and ports alone when it glues: who
+	// receives must be able to take what belongs to another queue.
 	Steer bool
 	// Log is told, once each, what the kernel refused and what is done instead. It may be nil, and
 	// is called by any goroutine that sends or receives.

@@ -190,6 +190,24 @@ func TestSteering(t *testing.T) {
 	})
 }
 
+// A run goes where its first datagram belongs, with all that is in it.
+func TestMixedRun(t *testing.T) {
+	a, b := pair(t)
+	ga := group(t, a, Options{Addr: host(1, false)}, false)
+	gb := group(t, b, Options{Addr: host(2, false), Queues: 2, Steer: true}, false)
+	m := Message{Segment: 100, Dest: dest(t, host(2, false), gb.Port(), host(1, false))}
+	for i := range uint32(10) {
+		m.Buf = append(m.Buf, fill(100, 257+i, i)...)
+	}
+	mustSend(t, ga.Sockets()[0].NewSender(), m)
+	want := cut(&m)
+	for i, got := range receive(t, gb.Sockets()[1], NewBatch(16, 0), len(want)) {
+		if got.payload != want[i] || !got.run {
+			t.Errorf("datagram %d: %.8x, want %.8x", i, got.payload, want[i])
+		}
+	}
+}
+
 // Native ESP comes without its IP header, to the queue of its SPI.
 func TestNativeESP(t *testing.T) {
 	both(t, func(t *testing.T, v6 bool) {
