@@ -65,6 +65,22 @@ func linkMTU(remote netip.Addr, mark uint32) int {
 	return n
 }
 
+// tunMTU is the MTU of the TUN device where none is configured: the longest packet that fits one
+// packet of the link to the internet, in the suite and encapsulation that are usual (AES-GCM in UDP
+// over IPv4). Paths that take less are dealt with packet by packet.
+func tunMTU(mark uint32) int {
+	const headAndICV, align, trailer = 8 + 8 + 16, 4, 2 // RFC 4106
+	link := defaultLinkMTU
+	for _, somewhere := range []string{"192.0.2.1", "2001:db8::1"} { // RFC 5737, RFC 3849: wherever the default route leads
+		if n, err := kernel.LinkMTU(netip.MustParseAddr(somewhere), mark); err == nil {
+			link = n
+			break
+		}
+	}
+	n := pathmtu.InnerMTU(link, false, true, func(n int) int { return (n-headAndICV)&^(align-1) - trailer })
+	return min(max(n, pathmtu.MinIPv6), 65535)
+}
+
 // tend looks at the links again, lets paths recover, and forgets those that no SA uses.
 func (p *paths) tend(used map[netip.Addr]bool, mark uint32, now time.Time) {
 	p.mu.Lock()

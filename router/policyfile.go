@@ -284,7 +284,7 @@ func (r *Router) lockdown() {
 // applyKernel tells the kernel the routes and filters of table.
 func (r *Router) applyKernel(table *policy.Table) error {
 	view := table.Kernel()
-	st := kernel.State{TunName: r.tunName, MTU: r.cfg.Network.MTU, UDPPorts: []uint16{r.cfg.Network.IKEPort, r.cfg.Network.NATTPort}}
+	st := kernel.State{TunName: r.tunName, MTU: r.mtu, UDPPorts: []uint16{r.cfg.Network.IKEPort, r.cfg.Network.NATTPort}}
 	for _, z := range view.Zones {
 		st.Zones = append(st.Zones, kernel.Zone{Name: z.Name, Prefixes: z.Prefixes, Interfaces: z.Interfaces})
 	}

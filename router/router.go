@@ -44,6 +44,7 @@ type Router struct {
 	dp       *datapath
 	tun      *tun.Device
 	tunName  string
+	mtu      int // of the TUN device
 	groups   []*wire.Group        // sockets, by family, address and port
 	natt     map[*wire.Group]bool // those of the NAT traversal port
 	paths    paths
@@ -133,7 +134,10 @@ func New(opt Options) (_ *Router, err error) {
 	if queues == 0 {
 		queues = min(runtime.NumCPU(), 8)
 	}
-	r.tun, err = tun.Open(tun.Options{Name: cfg.Network.TUN, MTU: cfg.Network.MTU, Queues: queues, Offload: true})
+	if r.mtu = cfg.Network.MTU; r.mtu == 0 {
+		r.mtu = tunMTU(cfg.Network.Mark)
+	}
+	r.tun, err = tun.Open(tun.Options{Name: cfg.Network.TUN, MTU: r.mtu, Queues: queues, Offload: true})
 	if err != nil {
 		return nil, fmt.Errorf("open the TUN device %q: %w", cfg.Network.TUN, err)
 	}

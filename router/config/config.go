@@ -62,7 +62,7 @@ type Policy struct {
 type Network struct {
 	TUN          string       // name of the TUN device; default "wardgate0"
 	Queues       int          // TUN queues and workers; default 0: one per CPU, at most 8
-	MTU          int          // of the TUN device, bytes; default 1400
+	MTU          int          // of the TUN device, bytes; default 0: from the link to the internet
 	Listen       []netip.Addr // addresses for IKE and ESP; default none: all
 	IKEPort      uint16       // default 500
 	NATTPort     uint16       // default 4500

@@ -33,7 +33,7 @@ func defaults() *Config {
 		},
 		Policy: Policy{File: "/var/lib/wardgate/policy.jws", Anchors: []string{"/etc/wardgate/policy-ca.pem"}},
 		Network: Network{
-			TUN: "wardgate0", MTU: 1400, IKEPort: 500, NATTPort: 4500,
+			TUN: "wardgate0", MTU: 0, IKEPort: 500, NATTPort: 4500,
 			RouteTable: 5747, RulePriority: 57, Mark: 0x57470001, NFLogGroup: 5747,
 		},
 		Audit: Audit{File: "/var/lib/wardgate/audit.jsonl"},
@@ -232,7 +232,7 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		if cfg.Network.MTU < 1280 || cfg.Network.IKEPort == 0 || cfg.Token.Module == "" || len(cfg.Policy.Anchors) == 0 ||
+		if cfg.Network.MTU != 0 && cfg.Network.MTU < 1280 || cfg.Network.IKEPort == 0 || cfg.Token.Module == "" || len(cfg.Policy.Anchors) == 0 ||
 			cfg.Limits.HeldPackets < 1 || cfg.Limits.HeldFor <= 0 || !filepath.IsAbs(cfg.Daemon.StateDir) {
 			t.Fatalf("accepted: %+v", cfg)
 		}

@@ -385,7 +385,9 @@ func (c *checker) network(f *fileNetwork, n *Network) {
 	}
 	n.Queues = number(c, "network.queues", f.Queues, 0, 0, 256)
 	// RFC 8200, section 5: IPv6 needs 1280.
-	n.MTU = number(c, "network.mtu", f.MTU, 1400, 1280, 65535)
+	if f.MTU != nil && *f.MTU != 0 {
+		n.MTU = number(c, "network.mtu", f.MTU, 0, 1280, 65535)
+	}
 	for _, s := range f.Listen {
 		a, err := netip.ParseAddr(s)
 		switch {
