@@ -154,7 +154,7 @@ const aeadSize = lab.PairMTU
 
 func (b *netBench) aead(ctx context.Context) error {
 	for _, bits := range []int{128, 256} {
-		v, err := lab.MeasureAEAD(ctx, bits, aeadSize, min(b.length/4, 500*time.Millisecond))
+		v, err := lab.MeasureAEAD(ctx, bits, aeadSize, min(b.length/10, 300*time.Millisecond))
 		if err != nil {
 			return err
 		}
