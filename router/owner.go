@@ -150,6 +150,7 @@ func (r *Router) newChild(c *connection, k *ike.ChildSA) (*childSA, error) {
 		return nil, err
 	}
 	child.spacing = spacingOf(child.out)
+	r.logKeys(child, k)
 	return child, nil
 }
 

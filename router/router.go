@@ -468,9 +468,9 @@ func (r *Router) sendOne(g *wire.Group, p ike.Path, b []byte, tos uint8) error {
 // cipher out; empty for every build that ships.
 func BuildNote() string {
 	if esp.Cipherless {
-		return " nocipher: FOR BENCHMARKS ONLY, NOTHING IS ENCRYPTED"
+		return " nocipher: FOR BENCHMARKS ONLY, NOTHING IS ENCRYPTED" + keylogNote
 	}
-	return ""
+	return keylogNote
 }
 
 // systemClock is the machine's clock.

@@ -108,7 +108,7 @@ func serve(cfg *config.Config, log *zap.Logger) error {
 	}
 	log.Info("wardgated starts", zap.String("version", versionText()))
 	if note := router.BuildNote(); note != "" {
-		log.Error("THIS BUILD IS FOR BENCHMARKS: IT ENCRYPTS NOTHING AND CHECKS NOTHING", zap.String("build", note))
+		log.Error("THIS BUILD IS NOT FOR USE", zap.String("build", note))
 	}
 	r, err := router.New(router.Options{Config: cfg, Log: log, Version: versionText()})
 	if err != nil {
