@@ -60,16 +60,16 @@ func powers(s *schedule, rounds int)
 //go:noescape
 func hashBlocks(s *schedule, p *byte, n int) (sum Words)
 
-// sealAVX512 encrypts and authenticates n octets. aad is the last block of the additional data,
-// with what came before it added; aadLen is the length of all of it.
+// sealVector encrypts and authenticates n octets. aad is the last block of the additional data,
+// with what came before it added; aadLen is the length of all of it. code chooses the code.
 //
 //go:noescape
-func sealAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte)
+func sealVector(s *schedule, code int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte)
 
-// openAVX512 decrypts n octets and reports whether the tag is right; dst is written to in any case.
+// openVector decrypts n octets and reports whether the tag is right; dst is written to in any case.
 //
 //go:noescape
-func openAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte) (ok bool)
+func openVector(s *schedule, code int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte) (ok bool)
 
 func cpuid(leaf, sub uint32) (a, b, c, d uint32)
 
@@ -87,21 +87,26 @@ func detect() []implementation {
 		leaf1                                        = pclmulqdq | ssse3 | sse41 | aesni | osxsave | avx
 		// leaf 7, EBX
 		avx2, bmi2, avx512f, avx512dq, avx512bw, avx512vl = 1 << 5, 1 << 8, 1 << 16, 1 << 17, 1 << 30, 1 << 31
-		leaf7b                                            = avx2 | bmi2 | avx512f | avx512dq | avx512bw | avx512vl
+		leaf7b                                            = bmi2 | avx512f | avx512dq | avx512bw | avx512vl
 		// leaf 7, ECX
 		vaes, vpclmulqdq = 1 << 9, 1 << 10
 		leaf7c           = vaes | vpclmulqdq
-		// XCR0: SSE, AVX, and AVX-512's masks, upper halves and upper registers
-		zmmState = 1<<1 | 1<<2 | 1<<5 | 1<<6 | 1<<7
+		// XCR0: SSE and AVX; AVX-512's masks, upper halves and upper registers
+		ymmState, zmmState = 1<<1 | 1<<2, 1<<5 | 1<<6 | 1<<7
 	)
 	if top, _, _, _ := cpuid(0, 0); top < 7 {
 		return []implementation{std}
 	}
-	if _, _, c, _ := cpuid(1, 0); c&leaf1 != leaf1 || xgetbv()&zmmState != zmmState {
+	if _, _, c, _ := cpuid(1, 0); c&leaf1 != leaf1 {
 		return []implementation{std}
 	}
-	if _, b, c, _ := cpuid(7, 0); b&leaf7b != leaf7b || c&leaf7c != leaf7c {
+	state := xgetbv()
+	_, b, c, _ := cpuid(7, 0)
+	switch {
+	case c&leaf7c != leaf7c || b&avx2 == 0 || state&ymmState != ymmState:
 		return []implementation{std}
+	case b&leaf7b != leaf7b || state&zmmState != zmmState:
+		return []implementation{ymm, std}
 	}
-	return []implementation{avx512, std}
+	return []implementation{zmm, ymm, std}
 }

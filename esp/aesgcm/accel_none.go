@@ -10,10 +10,10 @@ func newSchedule([]byte) *schedule { panic("aesgcm: no code for this machine") }
 
 func hashBlocks(*schedule, *byte, int) Words { panic("aesgcm: no code for this machine") }
 
-func sealAVX512(_ *schedule, _ int, _, _ *byte, _ int, _, _ Words, _ int, _ *byte) {
+func sealVector(_ *schedule, _ int, _, _ *byte, _ int, _, _ Words, _ int, _ *byte) {
 	panic("aesgcm: no code for this machine")
 }
 
-func openAVX512(_ *schedule, _ int, _, _ *byte, _ int, _, _ Words, _ int, _ *byte) bool {
+func openVector(_ *schedule, _ int, _, _ *byte, _ int, _, _ Words, _ int, _ *byte) bool {
 	panic("aesgcm: no code for this machine")
 }

@@ -25,10 +25,10 @@ var ErrAuth = errors.New("aesgcm: message authentication failed")
 // AEAD is AES-GCM under one key. It implements [cipher.AEAD] and may be used by several
 // goroutines at once, until Wipe.
 type AEAD struct {
-	impl   implementation
-	rounds int         // of the block cipher: 10, 12 or 14
-	s      *schedule   // where impl is one of ours
-	std    cipher.AEAD // where it is the standard library's
+	impl implementation
+	code int         // rounds of the block cipher: 10, 12 or 14; 10 more for ymm
+	s    *schedule   // where impl is one of ours
+	std  cipher.AEAD // where it is the standard library's
 }
 
 type implementation uint8
@@ -36,7 +36,8 @@ type implementation uint8
 const (
 	wiped implementation = iota
 	std
-	avx512
+	ymm // VAES and VPCLMULQDQ with AVX2
+	zmm // and with AVX-512
 )
 
 // New makes an AEAD with a key of 16, 24 or 32 octets. It keeps no reference to key.
@@ -52,7 +53,11 @@ func newAs(impl implementation, key []byte) (*AEAD, error) {
 		return nil, fmt.Errorf("aesgcm: a key of %d octets: want 16, 24 or 32", len(key))
 	}
 	if impl != std {
-		return &AEAD{impl: impl, rounds: len(key)/4 + 6, s: newSchedule(key)}, nil
+		a := &AEAD{impl: impl, code: len(key)/4 + 6, s: newSchedule(key)}
+		if impl == ymm {
+			a.code += 10
+		}
+		return a, nil
 	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -66,12 +71,14 @@ func newAs(impl implementation, key []byte) (*AEAD, error) {
 	return &AEAD{impl: std, std: aead}, nil
 }
 
-// Accelerated names what does the work on this machine: "vaes-avx512", or "std" for the standard
-// library.
+// Accelerated names what does the work on this machine: "vaes-avx512", "vaes-avx2", or "std" for
+// the standard library.
 func (a *AEAD) Accelerated() string {
 	switch a.impl {
-	case avx512:
+	case zmm:
 		return "vaes-avx512"
+	case ymm:
+		return "vaes-avx2"
 	case std:
 		return "std"
 	default:
@@ -111,7 +118,7 @@ func (a *AEAD) Seal(dst, nonce, plaintext, aad []byte) []byte {
 	n := len(plaintext)
 	ret, out := extend(dst, n+TagSize)
 	checkOverlap(out, plaintext, aad)
-	sealAVX512(a.s, a.rounds, unsafe.SliceData(out), unsafe.SliceData(plaintext), n, nonceWords(nonce), a.aadWords(aad), len(aad), &out[n])
+	sealVector(a.s, a.code, unsafe.SliceData(out), unsafe.SliceData(plaintext), n, nonceWords(nonce), a.aadWords(aad), len(aad), &out[n])
 	return ret
 }
 
@@ -131,7 +138,7 @@ func (a *AEAD) Open(dst, nonce, ciphertext, aad []byte) ([]byte, error) {
 	}
 	ret, out := extend(dst, n)
 	checkOverlap(out, ciphertext, aad)
-	if !openAVX512(a.s, a.rounds, unsafe.SliceData(out), unsafe.SliceData(ciphertext), n, nonceWords(nonce), a.aadWords(aad), len(aad), &ciphertext[n]) {
+	if !openVector(a.s, a.code, unsafe.SliceData(out), unsafe.SliceData(ciphertext), n, nonceWords(nonce), a.aadWords(aad), len(aad), &ciphertext[n]) {
 		clear(out) // the text was decrypted beside the check
 		return nil, ErrAuth
 	}
@@ -160,7 +167,7 @@ func (a *AEAD) SealInPlace(buf []byte, nonce, aad Words, aadLen int) {
 		return
 	}
 	text := unsafe.SliceData(buf)
-	sealAVX512(a.s, a.rounds, text, text, n, nonce, aad, aadLen, &buf[n])
+	sealVector(a.s, a.code, text, text, n, nonce, aad, aadLen, &buf[n])
 }
 
 // OpenInPlace is Open for packets: buf is ciphertext and tag; see SealInPlace. On false the room
@@ -179,7 +186,7 @@ func (a *AEAD) OpenInPlace(buf []byte, nonce, aad Words, aadLen int) bool {
 		return err == nil
 	}
 	text := unsafe.SliceData(buf)
-	if !openAVX512(a.s, a.rounds, text, text, n, nonce, aad, aadLen, &buf[n]) {
+	if !openVector(a.s, a.code, text, text, n, nonce, aad, aadLen, &buf[n]) {
 		clear(buf[:n])
 		return false
 	}

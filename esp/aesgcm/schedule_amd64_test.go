@@ -5,8 +5,11 @@ package aesgcm
 import (
 	"bytes"
 	"encoding/hex"
+	"slices"
 	"testing"
 	"unsafe"
+
+	"golang.org/x/sys/cpu"
 )
 
 // The assembly has these numbers too (internal/gen).
@@ -14,6 +17,18 @@ func TestLayout(t *testing.T) {
 	var s schedule
 	if unsafe.Offsetof(s.powers) != 0 || unsafe.Offsetof(s.keys) != 33*16 || unsafe.Sizeof(s) != 768 {
 		t.Fatalf("schedule: powers at %d, keys at %d, %d octets; want 0, 528, 768", unsafe.Offsetof(s.powers), unsafe.Offsetof(s.keys), unsafe.Sizeof(s))
+	}
+}
+
+// What the package finds out about the processor is what others find out.
+func TestDetect(t *testing.T) {
+	x := cpu.X86
+	wide := x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL && x.HasAVX512VAES && x.HasAVX512VPCLMULQDQ && x.HasBMI2
+	if got := slices.Contains(usable, zmm); got != wide {
+		t.Errorf("usable %v, but AVX-512 with VAES and VPCLMULQDQ: %t", usable, wide)
+	}
+	if got := slices.Contains(usable, ymm); got && !(x.HasAVX2 && x.HasAES && x.HasPCLMULQDQ) || wide && !got {
+		t.Errorf("usable %v, but AVX2 %t, AES %t, PCLMULQDQ %t", usable, x.HasAVX2, x.HasAES, x.HasPCLMULQDQ)
 	}
 }
 

@@ -207,8 +207,9 @@ func hash(k int) (c code) {
 	return c
 }
 
-// reduce folds the sum, in the width w, to hi (mod the field's polynomial).
-func reduce(w string) (c code) {
+// reduce folds the sum to hi (mod the field's polynomial).
+func reduce() (c code) {
+	const w = "Z"
 	for _, r := range [2][2]int{{lo, mid}, {mid, hi}} {
 		c.add("VPCLMULQDQ $0x10, poly<>(SB), %s%d, %s%d", w, r[0], w, t0)
 		c.add("VPSHUFD $0x4e, %s%d, %s%d", w, r[0], w, r[0])
@@ -241,7 +242,18 @@ func mulH(d int) (c code) {
 	c.add("VPCLMULQDQ $0x10, X%d, X%d, X%d", t1, d, mid)
 	c.add("VPCLMULQDQ $0x11, X%d, X%d, X%d", t1, d, hi)
 	c.add("VPXOR X%d, X%d, X%d", t0, mid, mid)
-	return append(c, reduce("X")...)
+	return append(c, reduceVEX("X", lo, mid, hi, t0)...)
+}
+
+// reduceVEX is reduce without AVX-512.
+func reduceVEX(w string, lo, mid, hi, t int) (c code) {
+	for _, r := range [2][2]int{{lo, mid}, {mid, hi}} {
+		c.add("VPCLMULQDQ $0x10, poly<>(SB), %s%d, %s%d", w, r[0], w, t)
+		c.add("VPSHUFD $0x4e, %s%d, %s%d", w, r[0], w, r[0])
+		c.add("VPXOR %s%d, %s%d, %s%d", w, t, w, r[1], w, r[1])
+		c.add("VPXOR %s%d, %s%d, %s%d", w, r[0], w, r[1], w, r[1])
+	}
+	return c
 }
 
 // startChunk points R8 at the power of the next block to hash. If all that is left fits, that of
@@ -268,25 +280,35 @@ func lengths() (c code) {
 
 // argSize is the size of the arguments and the result of seal or open.
 func argSize(fn string) int {
-	if fn == "open" {
+	if strings.HasPrefix(fn, "open") { // openYMM too
 		return 89
 	}
 	return 88
 }
 
-// choose writes the function that Go calls; it jumps to the one for the number of rounds.
+// choose writes the function that Go calls; it jumps to the one for the code: the number of
+// rounds, and 10 more for the variant without AVX-512.
 func (g *gen) choose(fn string) {
-	fmt.Fprintf(g, "\n// func %sAVX512(s *schedule, rounds int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte)%s\n",
+	fmt.Fprintf(g, "\n// func %sVector(s *schedule, code int, dst, src *byte, n int, nonce, aad Words, aadLen int, tag *byte)%s\n",
 		fn, map[string]string{"open": " (ok bool)"}[fn])
-	fmt.Fprintf(g, "TEXT ·%sAVX512(SB), NOSPLIT, $0-%d\n", fn, argSize(fn))
-	g.op("CMPQ rounds+8(FP), $12")
-	g.op("JEQ r12")
-	g.op("JHI r14")
-	g.op("JMP %s10<>(SB)", fn)
-	g.label("r12")
-	g.op("JMP %s12<>(SB)", fn)
-	g.label("r14")
-	g.op("JMP %s14<>(SB)", fn)
+	fmt.Fprintf(g, "TEXT ·%sVector(SB), NOSPLIT, $0-%d\n", fn, argSize(fn))
+	g.op("MOVQ code+8(FP), AX")
+	g.op("CMPQ AX, $20")
+	g.op("JGE ymm")
+	for _, kind := range []string{"", "YMM"} {
+		if kind != "" {
+			g.label("ymm")
+			g.op("SUBQ $10, AX")
+		}
+		g.op("CMPQ AX, $12")
+		g.op("JEQ r12%s", kind)
+		g.op("JGT r14%s", kind)
+		g.op("JMP %s%s10<>(SB)", fn, kind)
+		for _, r := range []int{12, 14} {
+			g.label(fmt.Sprintf("r%d%s", r, kind))
+			g.op("JMP %s%s%d<>(SB)", fn, kind, r)
+		}
+	}
 }
 
 // prologue loads everything; the additional data's block goes to t1, not reversed.
@@ -378,7 +400,7 @@ func (g *gen) store(masks []string) {
 // finish makes the tag of the sum, deals with it, and leaves.
 func (g *gen) finish() {
 	g.label("finish")
-	g.emit(reduce("Z"))
+	g.emit(reduce())
 	g.emit(fold())
 	g.op("VPSHUFB X%d, X%d, X%d", bswap, hi, hi)
 	g.op("VPXOR X%d, X%d, X%d", mask, hi, hi)
@@ -401,7 +423,11 @@ func (g *gen) finish() {
 	g.op("VZEROUPPER")
 	g.op("RET")
 
-	g.comment("what happens rarely")
+	g.emitLater()
+}
+
+// emitLater writes what happens rarely.
+func (g *gen) emitLater() {
 	for _, s := range g.later {
 		if strings.HasSuffix(s, ":") {
 			g.label(strings.TrimSuffix(s, ":"))
@@ -428,7 +454,7 @@ func (g *gen) reduceIfFull(take code) {
 	l := g.newLabel("more")
 	g.op("CMPQ R8, R9")
 	g.op("JNE %s", l)
-	g.emit(reduce("Z"))
+	g.emit(reduce())
 	g.emit(fold())
 	g.emit(take)
 	g.emit(clearSum())
@@ -609,24 +635,39 @@ DATA bswap<>+8(SB)/8, $0x0001020304050607
 GLOBL bswap<>(SB), RODATA|NOPTR, $16
 
 `)
-	table := func(name string, v [8]uint64) {
+	table := func(name string, v ...uint64) {
 		for i, x := range v {
 			fmt.Fprintf(g, "DATA %s<>+%d(SB)/8, $%#016x\n", name, 8*i, x)
 		}
-		fmt.Fprintf(g, "GLOBL %s<>(SB), RODATA|NOPTR, $64\n\n", name)
+		fmt.Fprintf(g, "GLOBL %s<>(SB), RODATA|NOPTR, $%d\n\n", name, 8*len(v))
 	}
 	const p = 0xc200000000000000 // x^128 = x^127 + x^126 + x^121 + 1, bits reversed
-	table("poly", [8]uint64{1, p, 1, p, 1, p, 1, p})
+	table("poly", 1, p, 1, p, 1, p, 1, p)
 	const one = 1 << 56 // in the block's last octet
-	table("first", [8]uint64{0, 1 * one, 0, 2 * one, 0, 3 * one, 0, 4 * one})
-	table("four", [8]uint64{0, 4 * one, 0, 4 * one, 0, 4 * one, 0, 4 * one})
-	table("fourReversed", [8]uint64{4, 0, 4, 0, 4, 0, 4, 0})
+	table("first", 0, 1*one, 0, 2*one, 0, 3*one, 0, 4*one)
+	table("four", 0, 4*one, 0, 4*one, 0, 4*one, 0, 4*one)
+	table("fourReversed", 4, 0, 4, 0, 4, 0, 4, 0)
+	// For two lanes: what is added for vector i, and what then is for the next group.
+	var steps, stepsReversed []uint64
+	for i := range uint64(9) {
+		steps = append(steps, 0, 2*i*one, 0, 2*i*one)
+		stepsReversed = append(stepsReversed, 2*i, 0, 2*i, 0)
+	}
+	table("steps", steps...)
+	table("stepsReversed", stepsReversed...)
+	table("second", 0, 2*one, 0, 3*one)
 	g.choose("seal")
 	g.choose("open")
 	for _, g.rounds = range []int{10, 12, 14} {
 		g.seal()
 		g.open()
 	}
+	y := &ymm{}
+	for _, y.rounds = range []int{10, 12, 14} {
+		y.seal()
+		y.open()
+	}
+	g.Write(y.Bytes())
 	g.powers()
 	g.blocks()
 	return g.Bytes()
