@@ -180,7 +180,7 @@ const (
 	defaultIKE      = 8 * time.Hour
 	defaultChild    = time.Hour
 	defaultLiveness = 30 * time.Second
-	minLifetime     = 10 * time.Second
+	minLifetime     = time.Second
 	maxLifetime     = 24 * time.Hour
 	minLiveness     = time.Second
 	maxLiveness     = time.Hour

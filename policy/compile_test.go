@@ -152,7 +152,7 @@ func TestCompileRefuses(t *testing.T) {
 		{"suite syntax", func(d *Document) { d.Suites.ESP[0] = "aes256gcm16-" }, "/suites/esp/0", "lower case"},
 		{"no suites", func(d *Document) { d.Suites.IKE = nil }, "/suites/ike", "came 0"},
 		{"suite twice", func(d *Document) { d.Suites.ESP = []string{"aes256gcm16", "aes256gcm16"} }, "/suites/esp/1", "a second time"},
-		{"lifetime", func(d *Document) { d.Lifetimes.IKE = Duration(time.Second) }, "/lifetimes/ike", "10s to 24h"},
+		{"lifetime", func(d *Document) { d.Lifetimes.IKE = Duration(time.Second / 2) }, "/lifetimes/ike", "1s to 24h"},
 		{"lifetime negative", func(d *Document) { d.Lifetimes.Child = -1 }, "/lifetimes/child", ""},
 		{"child longer", func(d *Document) { d.Lifetimes.IKE, d.Lifetimes.Child = Duration(time.Hour), Duration(2*time.Hour) }, "/lifetimes/child", "at most lifetimes.ike"},
 		{"child bytes", func(d *Document) { d.Lifetimes.ChildBytes = 5 }, "/lifetimes/child_bytes", ""},
