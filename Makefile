@@ -136,7 +136,7 @@ $(TOOLS)/.golangci-lint-$(GOLANGCILINT_VERSION):
 # without it.
 bench-peers:
 	@.ci/install bench || echo "bench-net: going on without what is not installed" >&2
-	@$(MAKE) -s --no-print-directory -k $(TOOLS)/.wireguard-$(WIREGUARD_VERSION) $(TOOLS)/.nebula-$(NEBULA_VERSION) || echo "bench-net: going on without what could not be built" >&2
+	@$(MAKE) --no-print-directory -k $(TOOLS)/.wireguard-$(WIREGUARD_VERSION) $(TOOLS)/.nebula-$(NEBULA_VERSION) || echo "bench-net: going on without what could not be built" >&2
 
 $(TOOLS)/.wireguard-$(WIREGUARD_VERSION):
 	@mkdir -p $(TOOLS)

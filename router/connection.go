@@ -118,8 +118,8 @@ type trafficShard struct {
 	packetsIn, packetsOut atomic.Uint64
 	bytesIn, bytesOut     atomic.Uint64
 	window                int64 // see fairness; the outgoing worker's own
-	inWindow              int
-	_                     [16]byte
+	inWindow, passed      int
+	_                     [8]byte
 }
 
 // traffic is a sum of inner packets and octets.

@@ -43,8 +43,7 @@ type datapath struct {
 
 	queues []*tunWriter
 
-	overloadUntil atomic.Int64  // on the router's clock: the TUN's ring ran over, see fairness
-	ringDrops     atomic.Uint64 // packets that the kernel dropped there
+	ringDrops atomic.Uint64 // packets that the kernel dropped because the TUN's ring was full, see fairness
 
 	mu      sync.Mutex // guards workers
 	workers []*worker

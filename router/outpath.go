@@ -90,7 +90,7 @@ func (w *outWorker) round(wait bool) error {
 		return err
 	}
 	rs, now := w.rules.Load(), w.now()
-	w.fair.begin(now, w.overloadUntil.Load())
+	w.fair.begin(now, w.ringDrops.Load())
 	for ok {
 		w.take(rs, now)
 		if w.used >= flushBytes || len(w.pkts) >= flushPackets {

@@ -44,7 +44,7 @@ type Router struct {
 	dp       *datapath
 	tun      *tun.Device
 	tunName  string
-	mtu      int // of the TUN device
+	mtu      int                  // of the TUN device
 	groups   []*wire.Group        // sockets, by family, address and port
 	natt     map[*wire.Group]bool // those of the NAT traversal port
 	paths    paths

@@ -45,7 +45,7 @@ func Read(r io.Reader) ([]Result, error) {
 }
 
 // References are what a report sets ours against, in this order, where it was measured. With Test,
-// the reference is that one test's value for every TCP test of the same unit.
+// the reference is that one test's value for every test of the same unit.
 var References = []struct{ Name, Subject, Test string }{
 	{"wireguard-go", "wireguard-go", ""},
 	{"wireguard-go-gro", "wireguard-go-gro", ""},
@@ -59,8 +59,8 @@ var References = []struct{ Name, Subject, Test string }{
 	{"one core's AES-128-GCM (esp)", limit, "esp-seal-128"},
 }
 
-// ours are the subjects that are set against the references.
-var ours = []string{"wardgate-128", "wardgate-256"}
+// ours is the prefix of the subjects that are set against the references.
+const ours = "wardgate-"
 
 // limit is the subject that is no tunnel: it has tables of its own.
 const limit = "aead"
@@ -169,10 +169,6 @@ func (c *collected) ratios(subject string, g group) *table {
 	for _, ref := range References {
 		row := []string{ref.Name}
 		for _, test := range c.tests[g] {
-			if ref.Test != "" && !strings.HasPrefix(test, "tcp") {
-				row = append(row, none) // a flood is no measure of a cipher
-				continue
-			}
 			row = append(row, c.ratio(subject, test, ref.Subject, cmp.Or(ref.Test, test), g.unit))
 		}
 		t.add(row)
@@ -195,7 +191,7 @@ func Report(w io.Writer, results []Result, style Style) error {
 		g := group{unit: u.unit}
 		tables = append(tables, c.measured(g, u.title))
 		for _, s := range c.subjects {
-			if slices.Contains(ours, s) && !slices.Contains(noRatio, u.unit) {
+			if strings.HasPrefix(s, ours) && !slices.Contains(noRatio, u.unit) {
 				tables = append(tables, c.ratios(s, g))
 			}
 		}
