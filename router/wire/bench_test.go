@@ -51,8 +51,8 @@ func BenchmarkSend(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/%d", w.name, size), func(b *testing.B) {
 				g, to := benchGroup(b, false)
 				s := g.Sockets()[0]
-				if err := s.conn.Control(func(fd uintptr) {
-					if err := linux.filter(int(fd), unix.SO_ATTACH_FILTER, program([]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}})); err != nil {
+				if err := s.in.conn.Control(func(uintptr) {
+					if err := linux.filter(int(s.fd), unix.SO_ATTACH_FILTER, program([]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}})); err != nil {
 						b.Error(err)
 					}
 				}); err != nil {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"unsafe"
 
@@ -28,6 +29,13 @@ type fakeKernel struct {
 	nCalls    int
 }
 
+// fakeSocket is a socket without one.
+func fakeSocket(g *Group, conn syscall.RawConn) *Socket {
+	s := &Socket{g: g, in: gate{conn: conn}, out: gate{conn: conn}}
+	s.receive.init(s)
+	return s
+}
+
 // handed is a datagram that the kernel took, or a failure.
 type handed struct {
 	payload string
@@ -36,9 +44,9 @@ type handed struct {
 	err     unix.Errno // ENOBUFS: taken and dropped; otherwise a refusal
 }
 
-func (k *fakeKernel) Control(f func(uintptr)) error { f(0); return nil }
-func (k *fakeKernel) Read(func(uintptr) bool) error { return errors.New("nothing to receive") }
-func (k *fakeKernel) Write(f func(uintptr) bool) error {
+func (k *fakeKernel) Control(f func(uintptr)) error    { f(0); return nil }
+func (k *fakeKernel) Write(f func(uintptr) bool) error { return errors.New("not used") }
+func (k *fakeKernel) Read(f func(uintptr) bool) error {
 	for !f(0) { // the poller says that there is room
 	}
 	return nil
@@ -50,7 +58,7 @@ func (k *fakeKernel) sender(v6, native bool, log func(string, ...any)) *Sender {
 	g.sys.sendmsg, g.sys.sendmmsg = k.sendmsg, k.sendmmsg
 	g.gso.Store(!native)
 	g.mmsgOut.Store(true)
-	return newSocket(g, 0, nil, k).NewSender()
+	return fakeSocket(g, k).NewSender()
 }
 
 func (k *fakeKernel) begin() unix.Errno {
@@ -517,7 +525,7 @@ func TestReceiveOddities(t *testing.T) {
 			return len(packets), 0
 		}
 		g.sys.recvmsg = func(uintptr, *unix.Msghdr, int) (int, unix.Errno) { return -1, unix.EAGAIN }
-		s := newSocket(g, 0, nil, readable{})
+		s := fakeSocket(g, readable{})
 		b := NewBatch(8, 24)
 		for range 2 {
 			if err := s.Receive(b); err != nil {

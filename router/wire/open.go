@@ -131,15 +131,11 @@ func (g *Group) open() error {
 			_ = unix.Close(fd)
 			return err
 		}
-		// A non-blocking descriptor goes to the runtime's poller: waiting costs no thread, and
-		// Close wakes who waits.
-		f := os.NewFile(uintptr(fd), "socket")
-		conn, err := f.SyscallConn()
+		s, err := newSocket(g, q, fd)
 		if err != nil {
-			_ = f.Close()
 			return err
 		}
-		g.sockets = append(g.sockets, newSocket(g, q, f, conn))
+		g.sockets = append(g.sockets, s)
 	}
 	return nil
 }

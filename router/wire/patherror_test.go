@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -238,34 +237,6 @@ func TestRefusedPort(t *testing.T) {
 		}
 		t.Logf("%+v", ga.Sockets()[0].Counters())
 	})
-}
-
-// The runtime's poller refuses to wait for a socket that has an error and nothing else.
-func TestPollerRefuses(t *testing.T) {
-	g := group(t, newSpace(t), Options{Addr: netip.IPv4Unspecified()}, false)
-	s := g.Sockets()[0]
-	conn := &unpollable{RawConn: s.conn, refuse: 2}
-	s.conn = conn
-	datagrams, _ := listen(t, s)
-	lo := netip.MustParseAddr("127.0.0.1")
-	mustSend(t, s.NewSender(), Message{Buf: []byte("x"), Dest: dest(t, lo, g.Port(), lo)})
-	next(t, "the datagram", datagrams)
-	if conn.refuse != 0 {
-		t.Error("the poller was not asked")
-	}
-}
-
-type unpollable struct {
-	syscall.RawConn
-	refuse int
-}
-
-func (c *unpollable) Read(f func(uintptr) bool) error {
-	if c.refuse > 0 {
-		c.refuse--
-		return errors.New("not pollable")
-	}
-	return c.RawConn.Read(f)
 }
 
 func TestPathErrorParse(t *testing.T) {

@@ -2,17 +2,18 @@ package wire
 
 import (
 	"encoding/binary"
-	"errors"
 	"net"
 	"net/netip"
-	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // maxPending is how many errors in a row a receiver skips before it looks at the poller again.
 const maxPending = 1 << 10
+
+// shutAfter is how many calls in a row must have received something until the gate is shut: opening
+// and shutting it costs two system calls, which must not come with every datagram of a slow flow.
+const shutAfter = 4
 
 // receiver is the receiving half of a socket.
 type receiver struct {
@@ -22,6 +23,7 @@ type receiver struct {
 	b     *Batch
 	err   unix.Errno // what ended ready
 	woken bool       // the poller said that there is something
+	busy  int        // calls in a row that received something
 	errq  errorQueue
 }
 
@@ -40,7 +42,7 @@ func (s *Socket) Receive(b *Batch) error {
 	r.b = b
 	for {
 		r.err, r.woken = 0, false
-		err := s.conn.Read(r.fn)
+		err := s.in.conn.Read(r.fn)
 		if r.woken {
 			s.parked.Store(false)
 		}
@@ -51,29 +53,16 @@ func (s *Socket) Receive(b *Batch) error {
 			return net.ErrClosed
 		case r.err != 0:
 			return s.wrap("receive", r.err)
-		case errors.Is(err, os.ErrDeadlineExceeded): // see poke
-			if err := s.file.SetReadDeadline(time.Time{}); err != nil {
-				return s.wrap("receive", err)
-			}
 		case err != nil:
-			// The runtime's poller gives up a descriptor that has an error and is neither readable
-			// nor writable, until one of these changes: an error queue with a full send buffer.
-			if err := s.conn.Control(r.wait); err != nil {
-				return s.wrap("receive", err)
-			}
+			return s.wrap("receive", err)
 		}
 	}
 }
 
-// wait waits without the poller, but not for long: Close cannot wake it.
-func (r *receiver) wait(fd uintptr) {
-	r.s.drain(fd)
-	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
-}
-
 // ready receives what is there; false lets the poller wait.
-func (r *receiver) ready(fd uintptr) bool {
+func (r *receiver) ready(uintptr) bool {
 	s, b := r.s, r.b
+	fd := s.fd
 	for range maxPending {
 		var n int
 		var e unix.Errno
@@ -95,18 +84,26 @@ func (r *receiver) ready(fd uintptr) bool {
 				if s.pending.Load() {
 					s.drain(fd)
 				}
+				if r.busy++; r.busy == shutAfter && s.in.open {
+					s.in.set(fd, 0)
+					s.in.open = false
+				}
 				return true
 			}
 		case unix.EINTR:
 		case unix.EAGAIN:
-			// An error wakes like a datagram does. One that came before the poller was armed is
-			// seen as the error of a call, here or at a sender.
+			// An error wakes like a datagram does. Of one that came before, and that a sender was
+			// given, the sender tells.
 			s.parked.Store(true)
 			if r.woken || s.pending.Load() {
 				s.drain(fd)
 			}
+			if !s.in.open {
+				s.in.set(fd, unix.EPOLLIN)
+				s.in.open = true
+			}
 			r.waits.add(1)
-			r.woken = true
+			r.woken, r.busy = true, 0
 			return false
 		case unix.ENOSYS:
 			if !many {

@@ -253,10 +253,10 @@ func (x *Sender) flush(n int) (closed bool) {
 	x.lo, x.n, x.err, x.again = 0, n, 0, false
 	// Control does not lock the socket, so senders do not wait for each other. Only who must wait
 	// for room asks the poller.
-	err := x.s.conn.Control(x.tryFn)
+	err := x.s.in.conn.Control(x.tryFn)
 	if err == nil && x.again {
 		x.waits.add(1)
-		err = x.s.conn.Write(x.waitFn)
+		err = x.s.out.conn.Read(x.waitFn)
 	}
 	var datagrams, runs uint64
 	size := 0
@@ -277,14 +277,25 @@ func (x *Sender) flush(n int) (closed bool) {
 	return err != nil
 }
 
+// wait sends, and lets the poller wait while there is no room. Senders wait one after the other, so
+// that the gate has one owner.
 func (x *Sender) wait(fd uintptr) bool {
+	s := x.s
 	x.try(fd)
+	if s.out.open != x.again {
+		events := uint32(0)
+		if x.again {
+			events = unix.EPOLLOUT
+		}
+		s.out.set(s.fd, events)
+		s.out.open = x.again
+	}
 	return !x.again
 }
 
 // try sends until everything went, something failed, or the send buffer is full.
-func (x *Sender) try(fd uintptr) {
-	s, g := x.s, x.s.g
+func (x *Sender) try(uintptr) {
+	s, g, fd := x.s, x.s.g, x.s.fd
 	x.again = false
 	var (
 		tries, all int        // calls for hdrs[x.lo] that met an error that may have been pending: the same, any

@@ -374,6 +374,29 @@ func TestMark(t *testing.T) {
 	}
 }
 
+// A receiver that was busy waits again, and is woken again: nothing is left lying.
+func TestIdleAfterBusy(t *testing.T) {
+	g := group(t, newSpace(t), Options{Addr: netip.MustParseAddr("127.0.0.1"), Steer: true}, false)
+	s := g.Sockets()[0]
+	datagrams, _ := listen(t, s)
+	x, to := s.NewSender(), dest(t, g.Addr(), g.Port(), g.Addr())
+	total := uint64(0)
+	for round := range 300 {
+		for i := range round % 20 {
+			mustSend(t, x, Message{Buf: []byte{byte(i)}, Dest: to})
+			total++
+		}
+		for i := range round % 20 {
+			if got := next(t, "a datagram", datagrams); got.payload != string([]byte{byte(i)}) {
+				t.Fatalf("round %d: %x, want %x", round, got.payload, i)
+			}
+		}
+	}
+	if c := s.Counters(); c.InDatagrams != total || c.InWaits == 0 {
+		t.Errorf("counters: %+v", c)
+	}
+}
+
 func TestCloseWakes(t *testing.T) {
 	for _, native := range []bool{false, true} {
 		g := group(t, newSpace(t), Options{Addr: netip.IPv4Unspecified(), Queues: 3, Steer: true}, native)
