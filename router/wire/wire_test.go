@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
@@ -393,6 +394,57 @@ func TestIdleAfterBusy(t *testing.T) {
 		}
 	}
 	if c := s.Counters(); c.InDatagrams != total || c.InWaits == 0 {
+		t.Errorf("counters: %+v", c)
+	}
+}
+
+// With a slow device the send buffer fills: Send waits, and everything leaves in order.
+func TestSendWaits(t *testing.T) {
+	a, b := pair(t)
+	a.must(a.nl.QdiscAdd(&netlink.Tbf{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: a.link("eth0").Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+		Rate:       4 << 20, Buffer: 20_000, Limit: 1 << 24,
+	}))
+	small := linux
+	small.setInt = func(fd, level, opt, value int) error {
+		if level == unix.SOL_SOCKET && opt == unix.SO_SNDBUFFORCE {
+			value = 50_000
+		}
+		return linux.setInt(fd, level, opt, value)
+	}
+	var ga *Group
+	a.in(func() (err error) {
+		ga, err = open(Options{Addr: host(1, false)}, false, small)
+		return err
+	})
+	defer ga.Close()
+	gb := group(t, b, Options{Addr: host(2, false)}, false)
+	to := dest(t, host(2, false), gb.Port(), host(1, false))
+	s := ga.Sockets()[0]
+	var wg sync.WaitGroup
+	const senders, each = 2, 400
+	for k := range senders {
+		wg.Go(func() {
+			x := s.NewSender()
+			for i := range each / 8 {
+				var msgs []Message
+				for j := range 8 {
+					msgs = append(msgs, Message{Buf: fill(1000, uint32(k), uint32(i*8+j)), Dest: to})
+				}
+				mustSend(t, x, msgs...)
+			}
+		})
+	}
+	var count [senders]uint32
+	for _, g := range receive(t, gb.Sockets()[0], NewBatch(64, 0), senders*each) {
+		k := binary.BigEndian.Uint32([]byte(g.payload))
+		if g.payload != string(fill(1000, k, count[k])) {
+			t.Fatalf("sender %d: not datagram %d", k, count[k])
+		}
+		count[k]++
+	}
+	wg.Wait()
+	if c := s.Counters(); c.OutWaits == 0 || c.OutDatagrams != senders*each {
 		t.Errorf("counters: %+v", c)
 	}
 }
