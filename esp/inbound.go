@@ -57,7 +57,9 @@ func (in *Inbound) Open(buf []byte, off, n int) (start, end int, next uint8, err
 	if in.verify(w, &p); p.Err == nil {
 		inner(&p)
 		in.mu.Lock()
-		in.commit(&p)
+		run := in.replay.begin()
+		in.commit(&run, &p)
+		run.end()
 		in.mu.Unlock()
 	}
 	if p.Err != nil {
@@ -86,15 +88,17 @@ func (in *Inbound) OpenBatch(pkts []Packet) (n int) {
 		}
 	}
 	in.mu.Lock()
+	run := in.replay.begin()
 	for i := range pkts {
 		p := &pkts[i]
 		if p.seq != 0 {
-			in.commit(p)
+			in.commit(&run, p)
 		}
 		if p.Err == nil {
 			n++
 		}
 	}
+	run.end()
 	in.mu.Unlock()
 	return n
 }
@@ -138,8 +142,8 @@ func (in *Inbound) verify(w *worker, p *Packet) {
 
 // commit moves the window and counts an authentic packet; p.Err is nil or what inner found.
 // The caller holds mu.
-func (in *Inbound) commit(p *Packet) {
-	if !in.replay.update(p.seq) {
+func (in *Inbound) commit(run *replayRun, p *Packet) {
+	if !run.update(p.seq) {
 		in.c.Replay++
 		p.Err = ErrReplay
 		return

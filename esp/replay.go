@@ -39,29 +39,67 @@ func (w *replayWindow) check(seq uint64) bool {
 // update marks seq as seen and reports whether it was acceptable. The caller holds the lock and
 // has verified the packet.
 func (w *replayWindow) update(seq uint64) bool {
-	if seq == 0 {
-		return false
-	}
+	r := w.begin()
+	ok := r.update(seq)
+	r.end()
+	return ok
+}
+
+// replayRun is a run of updates under one hold of the lock. It keeps the block it works on and the
+// top to itself until it leaves them: an atomic store for each of them and packet costs more than
+// all the rest. Until then others' checks see the window as it was, which is advice enough.
+type replayRun struct {
+	w     *replayWindow
+	top   uint64
+	block uint64 // number of the block that bits holds
+	bits  uint64
+}
+
+func (w *replayWindow) begin() replayRun {
 	top := w.top.Load()
-	bit := uint64(1) << (seq % 64)
-	word := &w.ring[seq/64&w.mask]
-	if seq > top {
-		steps := seq/64 - top/64
-		if steps > w.mask+1 {
-			steps = w.mask + 1
+	return replayRun{w: w, top: top, block: top / 64, bits: w.ring[top/64&w.mask].Load()}
+}
+
+// end publishes what the run has changed.
+func (r *replayRun) end() {
+	r.w.ring[r.block&r.w.mask].Store(r.bits)
+	r.w.top.Store(r.top)
+}
+
+// update marks seq as seen and reports whether it was acceptable.
+func (r *replayRun) update(seq uint64) bool {
+	w := r.w
+	block, bit := seq/64, uint64(1)<<(seq%64)
+	switch {
+	case seq > r.top:
+		if top := r.top / 64; block != top {
+			w.ring[r.block&w.mask].Store(r.bits)
+			for i := range min(block-top, w.mask+1) {
+				w.ring[(block-i)&w.mask].Store(0)
+			}
+			r.block, r.bits = block, 0
+		} else if block != r.block {
+			r.turn(block)
 		}
-		for i := uint64(1); i <= steps; i++ {
-			w.ring[(top/64+i)&w.mask].Store(0)
-		}
-		word.Store(word.Load() | bit)
-		w.top.Store(seq)
-		return true
-	}
-	if top-seq >= w.size || word.Load()&bit != 0 {
+		r.top = seq
+	case seq == 0 || r.top-seq >= w.size:
 		return false
+	default:
+		if block != r.block {
+			r.turn(block)
+		}
+		if r.bits&bit != 0 {
+			return false
+		}
 	}
-	word.Store(word.Load() | bit)
+	r.bits |= bit
 	return true
+}
+
+// turn goes on with another block of the window.
+func (r *replayRun) turn(block uint64) {
+	r.w.ring[r.block&r.w.mask].Store(r.bits)
+	r.block, r.bits = block, r.w.ring[block&r.w.mask].Load()
 }
 
 // reconstruct returns the 64-bit sequence number for the 32 bits that a packet carries
