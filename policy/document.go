@@ -13,7 +13,7 @@ import (
 
 // Bounds of a policy file. A file that exceeds one is refused with a message that names the bound.
 const (
-	MaxFileSize    = 4 << 20 // bytes of the JWS, and of its payload
+	MaxFileSize    = 32 << 20 // bytes of the JWS, and of its payload
 	MaxZones       = 64
 	MaxPrefixes    = 1024 // addresses in one list (zone prefixes, from, to, local, remote)
 	MaxSelectors   = 255  // traffic selectors of one side of a connection (RFC 7296, section 3.13: one octet)
