@@ -104,6 +104,28 @@ func hospital(t *testing.T, name string, change func(h *lab.Hospital)) *lab.Hosp
 // bareHospital makes networks and tokens; no daemon runs.
 func bareHospital(t *testing.T, name string) *lab.Hospital {
 	t.Helper()
+	h, err := lab.NewHospital(t.Context(), newLab(t, name), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, h.Enrol(t.Context()))
+	return h
+}
+
+// newLine makes two facilities with a router between them; no daemon runs.
+func newLine(t *testing.T, name string) *lab.Line {
+	t.Helper()
+	n, err := newLab(t, name).Line(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// newLab opens a laboratory that ends with the test. What its processes said is logged when the
+// test fails.
+func newLab(t *testing.T, name string) *lab.Lab {
+	t.Helper()
 	needRoot(t)
 	l, err := lab.New(t.Context(), lab.Options{Name: name, Bin: bin})
 	if err != nil {
@@ -137,12 +159,7 @@ func bareHospital(t *testing.T, name string) *lab.Hospital {
 		delete(open.labs, l)
 		open.Unlock()
 	})
-	h, err := lab.NewHospital(t.Context(), l, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	must(t, h.Enrol(t.Context()))
-	return h
+	return l
 }
 
 func must(t *testing.T, errs ...error) {

@@ -23,8 +23,13 @@ type Capture struct {
 
 // Capture starts tcpdump on an interface of a namespace and waits until it sees packets.
 func (l *Lab) Capture(ctx context.Context, n *Netns, name, dev string) (*Capture, error) {
+	return l.capture(ctx, n, name, dev, "-s", "0", "-B", "8192")
+}
+
+func (l *Lab) capture(ctx context.Context, n *Netns, name, dev string, room ...string) (*Capture, error) {
 	c := &Capture{File: l.Path("pcap", name+".pcap")}
-	p, err := l.Start(n, "tcpdump-"+name, nil, "tcpdump", "--immediate-mode", "-U", "-n", "-s", "0", "-B", "8192", "-Z", "root", "-i", dev, "-w", c.File)
+	args := append([]string{"tcpdump", "--immediate-mode", "-U", "-n", "-Z", "root", "-i", dev, "-w", c.File}, room...)
+	p, err := l.Start(n, "tcpdump-"+name, nil, args...)
 	if err != nil {
 		return nil, err
 	}

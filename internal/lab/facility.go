@@ -74,9 +74,10 @@ type Facility struct {
 	Zones    []*Zone
 	Router   *Netns
 	Daemon   *Process
-	Dir      string // configuration, state, audit record
-	Binary   string // another wardgated than the lab's; empty: the lab's
-	LogLevel string // of the daemon; empty: debug
+	Dir      string   // configuration, state, audit record
+	Binary   string   // another wardgated than the lab's; empty: the lab's
+	LogLevel string   // of the daemon; empty: debug
+	Environ  []string // of the daemon, beside the lab's own environment and Env
 
 	lab    *Lab
 	serial uint64 // of the policy issued last
@@ -241,7 +242,7 @@ func (f *Facility) StartDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := f.lab.Start(f.Router, "wardgated-"+f.Name, append(f.Env(), "NOTIFY_SOCKET="+socket), cmp.Or(f.Binary, filepath.Join(f.lab.Bin, "wardgated")), "-config", f.ConfigFile())
+	p, err := f.lab.Start(f.Router, "wardgated-"+f.Name, append(append(f.Env(), f.Environ...), "NOTIFY_SOCKET="+socket), cmp.Or(f.Binary, filepath.Join(f.lab.Bin, "wardgated")), "-config", f.ConfigFile())
 	if err != nil {
 		notify.Close()
 		return err
