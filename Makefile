@@ -11,6 +11,7 @@ GO       ?= go
 FUZZTIME ?= 10m
 N        ?= 2000
 SEED     ?= 1
+SIZE     ?= 20G
 ROUNDS   ?= 3
 SUBJECTS ?=
 TESTS    ?=
@@ -38,7 +39,7 @@ GOLANGCILINT_VERSION := v2.15.0
 WIREGUARD_VERSION := v0.0.0-20260522210424-ecfc5a8d5446
 NEBULA_VERSION    := v1.10.3
 
-.PHONY: help demo test lint fuzz interop sim bench bench-net bench-ike clean \
+.PHONY: help demo test lint fuzz interop soak sim bench bench-net bench-ike clean \
 	install build cross lint-lite test-unit test-e2e tools bench-peers bench-limit
 
 help: ## this list
@@ -65,6 +66,9 @@ fuzz: ## every fuzz target for FUZZTIME=10m
 interop: install build ## against strongSwan, in network namespaces (as root)
 	CI=true $(GO) test -count=1 -timeout 20m -v ./internal/interop/...
 	CI=true $(GO) test -count=1 -timeout 20m -v -run StrongSwan ./internal/e2e
+
+soak: install build ## a transfer of SIZE=20G with rekeys every second and one packet in a thousand lost (as root)
+	CI=true WARDGATE_SOAK=$(SIZE) $(GO) test -count=1 -timeout 2h -v -run '^TestSoak$$' ./internal/e2e
 
 sim: ## randomized schedules of loss, reordering and duplication on a virtual clock: N=2000 lives, the first with SEED=1
 	WARDGATE_SIM_N=$(N) WARDGATE_SIM_SEED=$(SEED) $(GO) test -count=1 -timeout 12h -v -run 'TestRandomLives' ./ike

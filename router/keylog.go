@@ -38,7 +38,7 @@ var keylogMu sync.Mutex
 func (r *Router) logKeys(child *childSA, k *ike.ChildSA) {
 	if name := os.Getenv(keylogFile); name != "" {
 		keylogMu.Lock()
-		err := appendTo(name, keylogLine(k, false)+keylogLine(k, true))
+		err := appendTo(name, keylogComment(k)+keylogLine(k, false)+keylogLine(k, true))
 		keylogMu.Unlock()
 		if err != nil {
 			r.log.Error("keys cannot be written down", zap.Error(err))
@@ -65,6 +65,17 @@ func appendTo(name, text string) error {
 		err = closing
 	}
 	return err
+}
+
+// keylogComment says where the SA comes from: who begins a rekey sends on the new SA at once.
+func keylogComment(k *ike.ChildSA) string {
+	switch {
+	case k.Replaces == 0:
+		return "# new\n"
+	case k.SendNow:
+		return "# rekeyed by us\n"
+	}
+	return "# rekeyed by the peer\n"
 }
 
 // keylogLine is the line of one direction. Wireshark's table says nothing about extended sequence

@@ -62,7 +62,7 @@ func TestOnTheWire(t *testing.T) {
 				}
 			}
 
-			esp, others := wireshark(t, wire, keys)
+			esp, others := wireshark(t, wire, keys[0])
 			for _, p := range others {
 				o, _, ok := outerOf(p)
 				if ok && (private(o.src) || private(o.dst)) {

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,20 +29,34 @@ var keylogBuild = sync.OnceValues(func() (string, error) {
 	return name, nil
 })
 
-// withKeylog has both sides of a line run that build, and returns the file with the keys.
-func withKeylog(t *testing.T, n *lab.Line, rekeyEvery time.Duration) (keys string) {
+// withKeylog has both sides of a line run that build, and returns the files with the keys; each
+// side's holds those of both directions. With rekeyEvery either side rekeys a CHILD SA of that age.
+func withKeylog(t *testing.T, n *lab.Line, rekeyEvery time.Duration) (keys [2]string) {
 	t.Helper()
 	binary, err := keylogBuild()
 	must(t, err)
-	keys = n.Path("esp_sa")
-	for _, f := range n.Sides {
+	for i, f := range n.Sides {
+		keys[i] = n.Path("esp_sa-" + f.Name)
 		f.Binary = binary
-		f.Environ = []string{"WARDGATE_KEYLOG=" + keys}
+		f.Environ = []string{"WARDGATE_KEYLOG=" + keys[i]}
 		if rekeyEvery > 0 {
 			f.Environ = append(f.Environ, "WARDGATE_REKEY_EVERY="+rekeyEvery.String())
 		}
 	}
 	return keys
+}
+
+// rekeyed tells from the key logs how many CHILD SAs each side has rekeyed.
+func rekeyed(t *testing.T, keys [2]string) (by [2]int) {
+	t.Helper()
+	for i, name := range keys {
+		text, err := os.ReadFile(name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // no SA yet
+			t.Fatal(err)
+		}
+		by[i] = strings.Count(string(text), "# rekeyed by us\n")
+	}
+	return by
 }
 
 // The build with the key log says what it is; the one that ships writes nothing.

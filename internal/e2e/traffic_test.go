@@ -150,6 +150,8 @@ type datagrams struct {
 	tos      int
 	ahead    int  // how many may be on the way at once
 	mayFrag  bool // without don't-fragment
+
+	disorder int // arrived after one that was sent later
 }
 
 // datagram makes the payload of datagram i of n octets.
@@ -193,7 +195,7 @@ func (d *datagrams) run(ctx context.Context) (received int, err error) {
 	news := make(chan struct{}, 1)
 	done := make(chan error, 1)
 	go func() {
-		buf, seen := make([]byte, 1<<16), make([]bool, d.count)
+		buf, seen, last := make([]byte, 1<<16), make([]bool, d.count), uint64(0)
 		for {
 			n, err := in.Read(buf)
 			if err != nil {
@@ -212,7 +214,10 @@ func (d *datagrams) run(ctx context.Context) (received int, err error) {
 				done <- fmt.Errorf("datagram %d arrived twice", i)
 				return
 			}
-			seen[i] = true
+			if seen[i] = true; i < last {
+				d.disorder++
+			}
+			last = max(last, i)
 			got.Add(1)
 			select {
 			case news <- struct{}{}:

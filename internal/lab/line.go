@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -216,17 +218,34 @@ func (n *Line) Singly(ctx context.Context) error {
 
 // Lose makes the middle lose packets in both directions, at random: parts in a thousand.
 func (n *Line) Lose(parts int) error {
-	const rules = "table inet loss\ndelete table inet loss\n"
+	const none = "table inet loss\ndelete table inet loss\n"
 	if parts == 0 {
-		return n.Middle.Nft(rules)
+		return n.Middle.Nft(none)
 	}
-	return n.Middle.Nft(rules + `table inet loss {
-	chain forward {
-		type filter hook forward priority 0; policy accept;
-		numgen random mod 1000 < ` + strconv.Itoa(parts) + ` counter drop
+	lose := func(side int) string {
+		return fmt.Sprintf("\t\tiifname %q numgen random mod 1000 < %d counter drop\n", MiddleDevs[side], parts)
 	}
+	return n.Middle.Nft(none + "table inet loss {\n\tchain forward {\n\t\ttype filter hook forward priority 0; policy accept;\n" + lose(0) + lose(1) + "\t}\n}\n")
 }
-`)
+
+var lostLine = regexp.MustCompile(`iifname "(\w+)" numgen .* counter packets (\d+) `)
+
+// Lost is how many packets from each side the middle has lost.
+func (n *Line) Lost(ctx context.Context) (lost [2]uint64, err error) {
+	out, err := n.Middle.Run(ctx, "nft", "list", "table", "inet", "loss")
+	if err != nil {
+		return lost, err
+	}
+	lines := lostLine.FindAllStringSubmatch(out, -1)
+	if len(lines) != len(lost) {
+		return lost, fmt.Errorf("nft says nothing of what was lost: %s", out)
+	}
+	for _, m := range lines {
+		if lost[slices.Index(MiddleDevs[:], m[1])], err = strconv.ParseUint(m[2], 10, 64); err != nil {
+			return lost, err
+		}
+	}
+	return lost, nil
 }
 
 // LinkMTU sets the MTU of the link between the middle and a side, at both ends of it.
