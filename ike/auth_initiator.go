@@ -42,7 +42,7 @@ func (sa *SA) sendRound(auth authValue) {
 			out.add(req)
 		}
 		out.notify(message.NotifyMultipleAuthSupported, nil)
-		if !sa.host.hasContact(sa.peer.Name) {
+		if sa.host.firstContact(sa.peer) {
 			// RFC 7296, section 2.4.
 			out.notify(message.NotifyInitialContact, nil)
 		}

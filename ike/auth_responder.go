@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"wardgate/ike/message"
+	"wardgate/ike/suite"
 )
 
 // onAuthRequest takes an authentic request before the IKE SA stands. Nothing but IKE_AUTH is
@@ -146,9 +147,16 @@ func (sa *SA) peerProved() {
 		return
 	}
 	// We can prove one identity only: candidates that want another one of ours drop out.
-	mine := &fitting[0].LocalAuth[r]
+	mine := &sa.choose(fitting).LocalAuth[r]
 	h.candidates = filter(fitting, func(c *PeerConfig) bool { return c.LocalAuth[r].sameAs(mine) })
 	sa.sign(mine)
+}
+
+// choose returns the candidate that the CHILD SA of the first request belongs to.
+func (sa *SA) choose(candidates []*PeerConfig) *PeerConfig {
+	h := sa.handshake
+	w := newWish(h.tsi, h.tsr, h.childSA, suite.SelectOptions{WithoutKE: true})
+	return w.choose(candidates, sa.cur.chosen)
 }
 
 func (a *LocalAuth) sameAs(b *LocalAuth) bool {
@@ -172,13 +180,14 @@ func (sa *SA) answerRound(auth authValue) {
 		g.respond(in, out)
 		return
 	}
-	sa.peer = h.candidates[0]
 	// The connections may have been replaced since the candidates were found.
-	sa.peer = sa.host.peers().successor(sa.peer)
-	if sa.peer == nil {
+	set := sa.host.peers()
+	left := filter(h.candidates, func(c *PeerConfig) bool { return set.successor(c) != nil })
+	if len(left) == 0 {
 		sa.refuseAuth(refused(CodeNoConnection, -1, nil, "connection %q was taken away meanwhile", h.candidates[0].Name))
 		return
 	}
+	sa.peer = set.successor(sa.choose(left))
 	e, err := sa.establish()
 	if err != nil {
 		sa.peer = nil

@@ -1,10 +1,13 @@
 package ike
 
 import (
+	"cmp"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"math"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,13 +34,14 @@ type box struct {
 	armed     time.Time
 
 	// Guarded by ep.mu.
-	peer    string
-	halfKey *halfKey
-	spis    []uint64
-	esp     []uint32
-	childs  []ChildID
-	queues  map[string]wantMark // what WantQueues asked for last
-	gone    bool
+	peer     string
+	halfKey  *halfKey
+	spis     []uint64
+	esp      []uint32
+	childs   []ChildID
+	contacts []contact
+	queues   map[string]wantMark // what WantQueues asked for last
+	gone     bool
 }
 
 // post hands an event to the IKE SA. Datagrams beyond a bound are dropped: they are repeated.
@@ -234,17 +238,75 @@ func (b *box) freeESPSPI(spi uint32, id ChildID) {
 	}
 }
 
-// hasContact tells whether another IKE SA with the peer of the connection exists or is being
-// made: INITIAL_CONTACT would be a lie then.
-func (b *box) hasContact(peer string) bool {
+// firstContact tells whether INITIAL_CONTACT is true in the IKE_AUTH request that is about to be
+// sent for the connection (RFC 7296, section 2.4): no other IKE SA between the same identities
+// stands, or has got as far as this. Other connections may have the same identities.
+func (b *box) firstContact(peer *PeerConfig) bool {
 	b.ep.mu.Lock()
 	defer b.ep.mu.Unlock()
-	for id := range b.ep.byPeer[peer] {
-		if id != b.id {
-			return true
+	if b.gone {
+		return false
+	}
+	first := true
+	for _, k := range contactsOf(peer) {
+		first = first && len(b.ep.contacts[k]) == 0
+		b.ep.addContactLocked(k, b)
+	}
+	return first
+}
+
+// contact names the two parties of an IKE SA: all identities of ours, and the peer's last one.
+// That is a little less than what makes two IKE SAs between the same identities, so that what it
+// finds may be too much.
+type contact string
+
+func contactOf(local []Identity, remote Identity) contact {
+	var k []byte
+	add := func(id Identity) {
+		k = append(k, byte(id.Type))
+		k = binary.BigEndian.AppendUint32(k, uint32(len(id.Data)))
+		k = append(k, id.folded()...)
+	}
+	for _, id := range local {
+		add(id)
+	}
+	add(remote)
+	return contact(k)
+}
+
+// contactsOf returns all contacts that an IKE SA of a connection may come to be of.
+func contactsOf(p *PeerConfig) []contact {
+	local := make([]Identity, len(p.LocalAuth))
+	for i := range p.LocalAuth {
+		local[i] = p.LocalAuth[i].ID
+	}
+	var out []contact
+	for _, id := range p.RemoteAuth[p.rounds()-1].IDs {
+		out = append(out, contactOf(local, id))
+	}
+	return out
+}
+
+func (ep *Endpoint) addContactLocked(k contact, b *box) {
+	m := ep.contacts[k]
+	if m == nil {
+		m = map[SAID]*box{}
+		ep.contacts[k] = m
+	}
+	if m[b.id] == nil {
+		m[b.id] = b
+		b.contacts = append(b.contacts, k)
+	}
+}
+
+func (ep *Endpoint) dropContactsLocked(b *box) {
+	for _, k := range b.contacts {
+		delete(ep.contacts[k], b.id)
+		if len(ep.contacts[k]) == 0 {
+			delete(ep.contacts, k)
 		}
 	}
-	return false
+	b.contacts = nil
 }
 
 // host is what a state machine asks of the world around it.
@@ -258,29 +320,33 @@ type host interface {
 	freeIKESPI(uint64)
 	newESPSPI(id ChildID, queue int) (uint32, error)
 	freeESPSPI(uint32, ChildID)
-	hasContact(peer string) bool
+	firstContact(*PeerConfig) bool
 }
 
 var _ host = (*box)(nil)
 
-// established takes the IKE SA out of the half-open ones, and ends older ones with the same
-// identities when the peer says that it knows of no other (RFC 7296, section 2.4).
+// established takes the IKE SA out of the half-open ones, and ends older ones between the same
+// identities when the peer says that it knows of no other (RFC 7296, section 2.4). That is about
+// all connections of the two: who lost its state lost all of it.
 func (ep *Endpoint) established(b *box, a actEstablished) {
+	k := contactOf(a.localIDs, a.remoteIDs[len(a.remoteIDs)-1])
 	var others []*box
 	ep.mu.Lock()
 	ep.unhalfLocked(b)
 	if !b.gone {
 		ep.addPeerLocked(a.peer, b)
+		ep.dropContactsLocked(b)
+		ep.addContactLocked(k, b)
 	}
 	if a.initialContact {
-		// The same identities lead to the same connection.
-		for _, o := range ep.byPeer[a.peer] {
+		for _, o := range ep.contacts[k] {
 			if o != b {
 				others = append(others, o)
 			}
 		}
 	}
 	ep.mu.Unlock()
+	slices.SortFunc(others, func(x, y *box) int { return cmp.Compare(x.id, y.id) })
 	for _, o := range others {
 		o.post(evInitialContact{localIDs: a.localIDs, remoteIDs: a.remoteIDs, begun: a.begun})
 	}
@@ -311,6 +377,7 @@ func (ep *Endpoint) remove(b *box) {
 	}
 	b.gone = true
 	ep.unhalfLocked(b)
+	ep.dropContactsLocked(b)
 	for _, s := range b.spis {
 		delete(ep.spis, s)
 	}

@@ -437,24 +437,26 @@ func (sa *SA) offerChild(k *keying, out *outgoing, req childRequest) *ChildConfi
 	return cfg
 }
 
-// chooseChild finds the CHILD SA of the connection that the peer means: the first whose
-// selectors and proposals both have something in common with the wish.
+// chooseChild finds the CHILD SA of the connection that the peer means: of those whose selectors
+// and proposals both have something in common with the wish, the one that fits best.
 func (sa *SA) chooseChild(k *keying, req childRequest) (*ChildConfig, *RefusedError, message.NotifyType) {
-	tsi, tsr := fromWire(req.tsi), fromWire(req.tsr)
 	opt := suite.SelectOptions{WithoutKE: req.withoutKE}
 	if req.ke != nil {
 		opt.PreferKE = uint16(req.ke.Method)
 	}
+	w := newWish(req.tsi, req.tsr, req.offers, opt)
 	var noProposal error
 	var ours []Selector
+	var best *ChildConfig
+	var bestFit fit
 	for i := range sa.peer.Children {
 		cfg := &sa.peer.Children[i]
 		if req.only != nil && cfg.Name != req.only.Name {
 			continue
 		}
 		ours = append(append(ours, cfg.LocalTS...), cfg.RemoteTS...)
-		local, remote := narrow(tsr, cfg.LocalTS), narrow(tsi, cfg.RemoteTS)
-		if len(local) == 0 || len(remote) == 0 {
+		f, local, remote := w.of(cfg)
+		if f.level == fitNone || best != nil && !f.better(bestFit) {
 			continue
 		}
 		chosen, err := suite.Select(cfg.Proposals, req.offers, opt)
@@ -462,15 +464,18 @@ func (sa *SA) chooseChild(k *keying, req childRequest) (*ChildConfig, *RefusedEr
 			noProposal = errors.Join(noProposal, err)
 			continue
 		}
+		best, bestFit = cfg, f
 		k.chosen, k.localTS, k.remoteTS = chosen, local, remote
 		k.spiOut = binary.BigEndian.Uint32(chosen.SPI)
-		return cfg, nil, 0
 	}
-	if noProposal != nil {
+	switch {
+	case best != nil:
+		return best, nil, 0
+	case noProposal != nil:
 		return nil, refused(CodeNoProposal, -1, noProposal, "no proposal for the CHILD SA in common"), notifyNoProposal
 	}
 	return nil, refused(CodeTSUnacceptable, -1, nil, "no selectors in common: the peer asks for %s to %s, connection %q allows %s",
-		joinTS(tsi), joinTS(tsr), sa.peer.Name, joinTS(ours)), notifyTSUnacceptable
+		joinTS(w.remote), joinTS(w.local), sa.peer.Name, joinTS(ours)), notifyTSUnacceptable
 }
 
 // onCreateChild answers a CREATE_CHILD_SA request. nil: it was answered already.

@@ -33,10 +33,11 @@ type Endpoint struct {
 	halfAddr     map[netip.Addr]int // of half, for each source address
 	espSPIs      map[uint32]ChildID // inbound SPIs in use
 	children     map[ChildID]*box
-	byPeer       map[string]map[SAID]*box // connection → IKE SAs that are known to be of it
-	refusedAt    rateLimit                // refusals of strangers that are reported
-	invalidSPIAt rateLimit                // INVALID_IKE_SPI answers
-	idle         chan struct{}            // closed when closed and no box is left
+	byPeer       map[string]map[SAID]*box  // connection → IKE SAs that are known to be of it
+	contacts     map[contact]map[SAID]*box // IKE SAs by the identities of both ends
+	refusedAt    rateLimit                 // refusals of strangers that are reported
+	invalidSPIAt rateLimit                 // INVALID_IKE_SPI answers
+	idle         chan struct{}             // closed when closed and no box is left
 }
 
 type halfKey struct {
@@ -68,6 +69,7 @@ func NewEndpoint(cfg Config) (*Endpoint, error) {
 		espSPIs:      map[uint32]ChildID{},
 		children:     map[ChildID]*box{},
 		byPeer:       map[string]map[SAID]*box{},
+		contacts:     map[contact]map[SAID]*box{},
 		refusedAt:    rateLimit{perSecond: 20, burst: 100},
 		invalidSPIAt: rateLimit{perSecond: 10, burst: 20},
 		idle:         make(chan struct{}),

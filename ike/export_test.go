@@ -10,7 +10,7 @@ func SetKeyLog(c *Config, f func(name string, secret []byte)) { c.keyLog = f }
 func (ep *Endpoint) Tables() (boxes, spis, half, esp, children, byPeer int) {
 	ep.mu.Lock()
 	defer ep.mu.Unlock()
-	return len(ep.boxes), len(ep.spis), len(ep.half), len(ep.espSPIs), len(ep.children), len(ep.byPeer)
+	return len(ep.boxes), len(ep.spis), len(ep.half), len(ep.espSPIs), len(ep.children), len(ep.byPeer) + len(ep.contacts)
 }
 
 // Forge encodes a message under the keys of the only IKE SA of an endpoint: what a hostile peer

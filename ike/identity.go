@@ -76,6 +76,20 @@ func (id Identity) Equal(o Identity) bool {
 	return id.Data == o.Data
 }
 
+// folded returns the octets such that those of equal identities are the same.
+func (id Identity) folded() string {
+	if id.Type != IDFQDN && id.Type != IDRFC822 {
+		return id.Data
+	}
+	b := []byte(id.Data) // octets, not characters: they need not be UTF-8
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c + 'a' - 'A'
+		}
+	}
+	return string(b)
+}
+
 // IsZero tells whether it is no identity at all.
 func (id Identity) IsZero() bool { return id.Type == 0 && id.Data == "" }
 

@@ -1,0 +1,157 @@
+package ike
+
+import (
+	"math"
+	"net/netip"
+	"slices"
+
+	"wardgate/ike/message"
+	"wardgate/ike/suite"
+)
+
+// wish is the CHILD SA that a peer asks for.
+type wish struct {
+	local, remote []Selector // TSr and TSi
+	offers        []suite.Offer
+	opt           suite.SelectOptions
+}
+
+func newWish(tsi, tsr *message.TS, offers []suite.Offer, opt suite.SelectOptions) wish {
+	return wish{local: fromWire(tsr), remote: fromWire(tsi), offers: offers, opt: opt}
+}
+
+// fit says how well a CHILD SA of ours is what a peer asks for. The zero value: not at all.
+type fit struct {
+	usable bool // a proposal in common too
+	level  fitLevel
+	size   volume // of what is left after narrowing; with fitWhole, of what our policy allows
+}
+
+// fitLevel orders fits (RFC 7296, section 2.9).
+type fitLevel uint8
+
+const (
+	fitNone  fitLevel = iota // nothing in common
+	fitPart                  // something is left after narrowing
+	fitFirst                 // the first selectors, which may be the packet that all began with, among them: a MUST where possible
+	fitWhole                 // nothing needs to be narrowed
+)
+
+// better tells whether f is to be preferred to o. Where nothing is narrowed, that is what is
+// closest to the wish; otherwise, what leaves most of it. Of equals neither is better: the order
+// of the policy decides.
+func (f fit) better(o fit) bool {
+	switch {
+	case f.level == fitNone || o.level == fitNone:
+		return f.level > o.level
+	case f.usable != o.usable:
+		return f.usable
+	case f.level != o.level:
+		return f.level > o.level
+	case f.level == fitWhole:
+		return f.size.less(o.size)
+	default:
+		return o.size.less(f.size)
+	}
+}
+
+// of compares the wish with a CHILD SA of the policy. usable is left to the caller.
+func (w *wish) of(c *ChildConfig) (f fit, local, remote []Selector) {
+	local = narrow(w.local, c.LocalTS)
+	if len(local) == 0 {
+		return fit{}, nil, nil
+	}
+	remote = narrow(w.remote, c.RemoteTS)
+	if len(remote) == 0 {
+		return fit{}, nil, nil
+	}
+	switch {
+	case within(w.local, c.LocalTS) && within(w.remote, c.RemoteTS):
+		return fit{level: fitWhole, size: volumeOf(c.LocalTS, c.RemoteTS)}, local, remote
+	case within(w.local[:1], c.LocalTS) && within(w.remote[:1], c.RemoteTS):
+		return fit{level: fitFirst, size: volumeOf(local, remote)}, local, remote
+	default:
+		return fit{level: fitPart, size: volumeOf(local, remote)}, local, remote
+	}
+}
+
+// ofPeer is the best fit of the CHILD SAs of a connection. What it would refuse for the IKE suite
+// that was agreed on, before anybody knew who the peer is, is not usable.
+func (w *wish) ofPeer(p *PeerConfig, agreed suite.Chosen) fit {
+	var best fit
+	for i := range p.Children {
+		f, _, _ := w.of(&p.Children[i])
+		if f.level == fitNone {
+			continue
+		}
+		_, err := suite.Select(p.Children[i].Proposals, w.offers, w.opt)
+		f.usable = err == nil && hasOffer(p.Proposals, agreed)
+		if f.better(best) {
+			best = f
+		}
+	}
+	return best
+}
+
+// choose returns the connection that fits the wish best. The same identities may have several
+// connections that differ in their selectors alone. What decides here must be no more than a wish:
+// the peer has proved all that each connection of the list demands of it. nil for none.
+func (w *wish) choose(list []*PeerConfig, agreed suite.Chosen) *PeerConfig {
+	var best *PeerConfig
+	var bestFit fit
+	for _, c := range list {
+		if len(list) == 1 {
+			return c
+		}
+		if f := w.ofPeer(c, agreed); f.better(bestFit) {
+			best, bestFit = c, f
+		}
+	}
+	if best != nil || len(list) == 0 {
+		return best
+	}
+	// None has anything in common with the wish; the refusal is to be about that.
+	if i := slices.IndexFunc(list, func(c *PeerConfig) bool { return hasOffer(c.Proposals, agreed) }); i > 0 {
+		return list[i]
+	}
+	return list[0]
+}
+
+// volume is how much traffic selectors cover: IPv6, then IPv4, because the one would drown the
+// other in a sum.
+type volume [2]float64
+
+func (v volume) less(o volume) bool { return slices.Compare(v[:], o[:]) < 0 }
+
+func volumeOf(local, remote []Selector) volume {
+	l, r := sideOf(local), sideOf(remote)
+	return volume{l[0] * r[0], l[1] * r[1]}
+}
+
+func sideOf(ts []Selector) (v volume) {
+	for _, s := range ts {
+		size := span(s.Start, s.End)
+		if s.Proto == 0 {
+			size *= 256
+		}
+		if !opaque(s) {
+			size *= float64(s.EndPort) - float64(s.StartPort) + 1
+		}
+		if s.Start.Is4() {
+			v[1] += size
+		} else {
+			v[0] += size
+		}
+	}
+	return v
+}
+
+// span is the number of addresses from a to b.
+func span(a, b netip.Addr) float64 {
+	x, y := a.As16(), b.As16()
+	n := 0.0
+	for i := range x {
+		n = n*256 + float64(y[i]) - float64(x[i])
+	}
+	return math.Max(n+1, 1)
+}
