@@ -15,18 +15,19 @@ import (
 // authState is where the authentication rounds stand (RFC 4739). Both ends prove one round in
 // each pair of IKE_AUTH messages.
 type authState struct {
-	round      int           // the one under way, from 0
-	candidates []*PeerConfig // connections that everything so far fits; one for an initiator
-	claimed    []Identity    // what the peer claimed, for each round begun
-	proofs     []proof       // what the peer proved, for each round done
-	localIDs   []Identity    // what we proved, for each round whose AUTH we made
-	job        uint64        // the signature or verdict we wait for; 0: none
-	verifying  bool          // job is a verdict
+	round      int        // the one under way, from 0
+	candidates []*branch  // connections that everything so far fits; one for an initiator
+	claimed    []Identity // what the peer claimed, for each round begun
+	proofs     []proof    // what the peer proved, for each round done
+	localIDs   []Identity // what we proved, for each round whose AUTH we made
+	job        uint64     // the signature or verdict we wait for; 0: none
+	verifying  bool       // job is a verdict
 
 	// Responder.
-	req      *parsed         // the IKE_AUTH request under way
-	groups   [][]*PeerConfig // candidates by what convinces them, in the order of the verdicts
-	childSA  []suite.Offer   // from the first request
+	req      *parsed       // the IKE_AUTH request under way
+	set      *peerSet      // that candidates are of
+	trusts   []*branch     // one candidate for each trust, in the order of the verdicts
+	childSA  []suite.Offer // from the first request
 	tsi      *message.TS
 	tsr      *message.TS
 	resource bool // the first request wants several CHILD SAs (RFC 9611)
@@ -47,6 +48,7 @@ type proof struct {
 	leaf          []byte // DER; nil: PSK
 	intermediates [][]byte
 	cert          *x509.Certificate
+	convinced     []*RemoteAuth // whom it was good enough for
 }
 
 // authValue is the content of an AUTH payload.
@@ -64,8 +66,8 @@ func (sa *SA) round() int {
 }
 
 func (h *handshake) role(round int) string {
-	for _, c := range h.candidates {
-		if round < len(c.RemoteAuth) && c.RemoteAuth[round].Role != "" {
+	for _, b := range h.candidates {
+		if c := b.first; round < c.rounds() && c.RemoteAuth[round].Role != "" {
 			return c.RemoteAuth[round].Role
 		}
 	}
@@ -169,8 +171,8 @@ type verifyJob struct {
 	leaf   []byte
 }
 
-// verify starts the judgement of the peer's AUTH payload in the message in, for each group of
-// candidates that different certificates may convince.
+// verify starts the judgement of the peer's AUTH payload in the message in, once for all
+// candidates that the same proof convinces.
 func (sa *SA) verify(in *parsed, id *message.ID) *RefusedError {
 	h, g := sa.handshake, sa.cur
 	msg, nonce, skp := h.initResp, h.ni, g.prot.keys.SKpr // of a responder
@@ -184,32 +186,31 @@ func (sa *SA) verify(in *parsed, id *message.ID) *RefusedError {
 	r := h.round
 	kept := h.candidates[:0:0]
 	for _, c := range h.candidates {
-		if psk := len(c.RemoteAuth[r].PSK) > 0; psk == (method == suite.AuthPSK) {
+		if psk := len(c.first.RemoteAuth[r].PSK) > 0; psk == (method == suite.AuthPSK) {
 			kept = append(kept, c)
 		}
 	}
 	if len(kept) == 0 {
 		want := "a certificate's signature"
-		if len(h.candidates[0].RemoteAuth[r].PSK) > 0 {
+		if len(h.candidates[0].first.RemoteAuth[r].PSK) > 0 {
 			want = "a pre-shared key"
 		}
 		return refused(CodeAuthMethod, r, nil, "expected %s, got %s", want, suite.DescribeAuth(method, in.auth.Data))
 	}
 	h.candidates = kept
-	h.groups = nil
+	h.trusts = nil
+	seen := map[int]bool{}
 	for _, c := range kept {
-		i := slices.IndexFunc(h.groups, func(gr []*PeerConfig) bool { return gr[0].RemoteAuth[r].sameTrust(&c.RemoteAuth[r]) })
-		if i < 0 {
-			h.groups = append(h.groups, []*PeerConfig{c})
-		} else {
-			h.groups[i] = append(h.groups[i], c)
+		if !seen[c.trust] {
+			seen[c.trust] = true
+			h.trusts = append(h.trusts, c)
 		}
 	}
 	h.job, h.verifying = sa.job(), true
 	if method == suite.AuthPSK {
-		verdicts := make([]error, len(h.groups))
-		for i, gr := range h.groups {
-			psk := suite.CopySecret(gr[0].RemoteAuth[r].PSK)
+		verdicts := make([]error, len(h.trusts))
+		for i, b := range h.trusts {
+			psk := suite.CopySecret(b.first.RemoteAuth[r].PSK)
 			if err := suite.VerifyPSK(g.prot.prf, psk, octets, in.auth.Data); err != nil {
 				verdicts[i] = refused(CodeBadSignature, r, err, "the pre-shared key does not match")
 			}
@@ -225,10 +226,10 @@ func (sa *SA) verify(in *parsed, id *message.ID) *RefusedError {
 	if len(chain) > maxCerts {
 		return refused(CodeBadCert, r, nil, "the peer sent %d certificates, at most %d are looked at", len(chain), maxCerts)
 	}
-	queries := make([]CertQuery, len(h.groups))
-	for i, gr := range h.groups {
+	queries := make([]CertQuery, len(h.trusts))
+	for i, b := range h.trusts {
 		queries[i] = CertQuery{
-			Peer: gr[0], Round: r, Auth: &gr[0].RemoteAuth[r], ID: identityOf(id),
+			Peer: b.first, Round: r, Auth: &b.first.RemoteAuth[r], ID: identityOf(id),
 			Leaf: chain[0], Intermediates: chain[1:], At: sa.now,
 		}
 		for _, p := range h.proofs {
@@ -297,18 +298,20 @@ func (sa *SA) onVerdict(ev evVerdict) {
 		return
 	}
 	h.job = 0
-	var kept []*PeerConfig
+	p := proof{id: h.claimed[h.round]}
+	convinced := map[int]bool{}
 	var first error
-	for i, gr := range h.groups {
+	for i, b := range h.trusts {
 		switch {
 		case i < len(ev.verdicts) && ev.verdicts[i] == nil:
-			kept = append(kept, gr...)
+			convinced[b.trust] = true
+			p.convinced = append(p.convinced, &b.first.RemoteAuth[h.round])
 		case first == nil && i < len(ev.verdicts):
 			first = ev.verdicts[i]
 		}
 	}
-	h.groups = nil
-	if len(kept) == 0 {
+	h.trusts = nil
+	if len(convinced) == 0 {
 		e, ok := errors.AsType[*RefusedError](first)
 		if !ok {
 			e = refused(CodeBadCert, h.round, first, "the peer was not verified")
@@ -324,9 +327,7 @@ func (sa *SA) onVerdict(ev evVerdict) {
 	if sa.initiator {
 		in = h.resp
 	}
-	// The order of the policy, not that of the groups.
-	h.candidates = slices.DeleteFunc(h.candidates, func(c *PeerConfig) bool { return !slices.Contains(kept, c) })
-	p := proof{id: h.claimed[h.round]}
+	h.candidates = filter(h.candidates, func(b *branch) bool { return convinced[b.trust] })
 	if in.auth.Method != message.AuthMethod(suite.AuthPSK) {
 		chain := x509Chain(in.certs)
 		p.leaf, p.intermediates = chain[0], chain[1:]
@@ -357,6 +358,9 @@ func (sa *SA) establish() (*established, error) {
 	for i, p := range h.proofs {
 		if !containsID(sa.peer.RemoteAuth[i].IDs, p.id) || !sa.peer.LocalAuth[i].ID.Equal(h.localIDs[i]) {
 			return nil, fmt.Errorf("ike: identities of round %d are not those of connection %q", i+1, sa.peer.Name)
+		}
+		if !slices.ContainsFunc(p.convinced, sa.peer.RemoteAuth[i].sameAuthority) {
+			return nil, fmt.Errorf("ike: round %d was not proved to whom connection %q trusts", i+1, sa.peer.Name)
 		}
 		e.remoteIDs = append(e.remoteIDs, p.id)
 		e.remoteCerts = append(e.remoteCerts, p.leaf)

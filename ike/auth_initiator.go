@@ -38,7 +38,7 @@ func (sa *SA) sendRound(auth authValue) {
 		out.notify(message.NotifyAnotherAuthFollows, nil)
 	}
 	if h.round == 0 {
-		if req := certReq([]*PeerConfig{sa.peer}); req != nil {
+		if req := certReq(anchorsOf(sa.peer)); req != nil {
 			out.add(req)
 		}
 		out.notify(message.NotifyMultipleAuthSupported, nil)

@@ -62,21 +62,19 @@ func (sa *SA) takeRound(in *parsed) *RefusedError {
 		h.initialContact = in.has(message.NotifyInitialContact)
 	}
 	id := h.claimed[r]
-	known := filter(h.candidates, func(c *PeerConfig) bool {
-		return r < len(c.RemoteAuth) && containsID(c.RemoteAuth[r].IDs, id)
-	})
+	known := follow(h.candidates, id)
 	if len(known) == 0 {
 		return sa.unknownIdentity(id)
 	}
 	h.candidates = known
 	if in.idr != nil {
 		want := identityOf(in.idr)
-		meant := filter(known, func(c *PeerConfig) bool { return c.LocalAuth[r].ID.Equal(want) })
+		meant := filter(known, func(b *branch) bool { return b.first.LocalAuth[r].ID.Equal(want) })
 		if len(meant) == 0 {
 			var ours []Identity
-			for _, c := range known {
-				if !containsID(ours, c.LocalAuth[r].ID) {
-					ours = append(ours, c.LocalAuth[r].ID)
+			for _, b := range known {
+				if id := b.first.LocalAuth[r].ID; len(ours) < maxWanted && !containsID(ours, id) {
+					ours = append(ours, id)
 				}
 			}
 			return refused(CodeLocalIdentity, r, nil, "round %d: the peer wants to talk to %v, for it we are %s", r+1, want, joinIDs(ours))
@@ -86,11 +84,11 @@ func (sa *SA) takeRound(in *parsed) *RefusedError {
 	return sa.verify(in, in.idi)
 }
 
-func filter(list []*PeerConfig, keep func(*PeerConfig) bool) []*PeerConfig {
-	var out []*PeerConfig
-	for _, c := range list {
-		if keep(c) {
-			out = append(out, c)
+func filter(list []*branch, keep func(*branch) bool) []*branch {
+	var out []*branch
+	for _, b := range list {
+		if keep(b) {
+			out = append(out, b)
 		}
 	}
 	return out
@@ -100,29 +98,22 @@ func filter(list []*PeerConfig, keep func(*PeerConfig) bool) []*PeerConfig {
 func (sa *SA) unknownIdentity(id Identity) *RefusedError {
 	h := sa.handshake
 	r := h.round
-	for _, c := range sa.host.peers().list {
-		for i := range c.RemoteAuth {
-			if i != r && containsID(c.RemoteAuth[i].IDs, id) {
-				code := CodeServiceFirst
-				if i < r {
-					code = CodeWrongRound
-				}
-				return refused(code, r, nil, "round %d: %v is an identity of round %d (%s) of connection %q; the rounds come in order", r+1, id, i+1, c.RemoteAuth[i].Role, c.Name)
+	for _, p := range h.set.places[id.key()] {
+		if p.round != r {
+			code := CodeServiceFirst
+			if p.round < r {
+				code = CodeWrongRound
 			}
+			return refused(code, r, nil, "round %d: %v is an identity of round %d (%s) of connection %q; the rounds come in order", r+1, id, p.round+1, p.peer.RemoteAuth[p.round].Role, p.peer.Name)
 		}
 	}
 	var want []Identity
-	for _, c := range h.candidates {
-		if r < len(c.RemoteAuth) {
-			for _, x := range c.RemoteAuth[r].IDs {
-				if !containsID(want, x) {
-					want = append(want, x)
-				}
+	for _, b := range h.candidates {
+		for _, x := range b.wanted {
+			if len(want) < maxWanted && !containsID(want, x) {
+				want = append(want, x)
 			}
 		}
-	}
-	if len(want) > 8 {
-		want = want[:8]
 	}
 	return refused(CodeUnknownIdentity, r, nil, "round %d: no connection knows the identity %v; expected %s", r+1, id, joinIDs(want))
 }
@@ -132,9 +123,9 @@ func (sa *SA) peerProved() {
 	h := sa.handshake
 	r := h.round
 	follows := h.req.has(message.NotifyAnotherAuthFollows)
-	fitting := filter(h.candidates, func(c *PeerConfig) bool { return (c.rounds() > r+1) == follows })
+	fitting := filter(h.candidates, func(b *branch) bool { return follows && len(b.next) > 0 || !follows && b.leaf != nil })
 	if len(fitting) == 0 {
-		c := h.candidates[0]
+		c := h.candidates[0].first
 		if follows {
 			sa.refuseAuth(refused(CodeTooManyRounds, r, nil, "the peer announces another authentication round after round %d, the last of connection %q", r+1, c.Name))
 		} else {
@@ -147,16 +138,88 @@ func (sa *SA) peerProved() {
 		return
 	}
 	// We can prove one identity only: candidates that want another one of ours drop out.
-	mine := &sa.choose(fitting).LocalAuth[r]
-	h.candidates = filter(fitting, func(c *PeerConfig) bool { return c.LocalAuth[r].sameAs(mine) })
-	sa.sign(mine)
+	if slices.ContainsFunc(fitting, func(b *branch) bool { return b.local != fitting[0].local }) {
+		mine := sa.mine(fitting, follows)
+		fitting = filter(fitting, func(b *branch) bool { return b.local == mine })
+	}
+	h.candidates = fitting
+	sa.sign(&fitting[0].first.LocalAuth[r])
 }
 
-// choose returns the candidate that the CHILD SA of the first request belongs to.
-func (sa *SA) choose(candidates []*PeerConfig) *PeerConfig {
+// mine chooses among several credentials of ours, where the peer does not say with whom it wants
+// to talk: that of the connection that fits its wish best.
+func (sa *SA) mine(branches []*branch, follows bool) int {
+	of := map[*PeerConfig]int{}
+	var list []*PeerConfig
+	w := sa.firstWish()
+	add := func(b *branch) func(*PeerConfig) {
+		return func(c *PeerConfig) {
+			of[c] = b.local
+			list = append(list, c)
+		}
+	}
+	for _, b := range branches {
+		if !follows {
+			b.leaf.each(&w, add(b))
+			continue
+		}
+		for _, n := range b.next {
+			n.each(add(b))
+		}
+	}
+	if c := w.choose(list, sa.cur.chosen, sa.path); c != nil {
+		return of[c]
+	}
+	return branches[0].local
+}
+
+// firstWish is the CHILD SA that the first request asks for.
+func (sa *SA) firstWish() wish {
 	h := sa.handshake
-	w := newWish(h.tsi, h.tsr, h.childSA, suite.SelectOptions{WithoutKE: true})
-	return w.choose(candidates, sa.cur.chosen)
+	return newWish(h.tsi, h.tsr, h.childSA, suite.SelectOptions{WithoutKE: true})
+}
+
+// chosenPeer returns the connection that the CHILD SA of the first request belongs to, as it is now:
+// the connections may have been replaced since the candidates were found. nil: it is gone.
+func (sa *SA) chosenPeer() *PeerConfig {
+	h := sa.handshake
+	w := sa.firstWish()
+	now := sa.host.peers()
+	var near, rest []*PeerConfig
+	add := func(list *[]*PeerConfig) func(*PeerConfig) {
+		return func(c *PeerConfig) {
+			if now.successor(c) != nil {
+				*list = append(*list, c)
+			}
+		}
+	}
+	for _, b := range h.candidates {
+		b.leaf.each(&w, add(&near))
+	}
+	c := w.choose(near, sa.cur.chosen, sa.path)
+	if c != nil {
+		return now.successor(c)
+	}
+	// None has anything in common with the wish; the refusal is to be about that, and not about
+	// the IKE suite.
+	for _, b := range h.candidates {
+		for _, c := range b.leaf.kinds {
+			add(&rest)(c)
+		}
+	}
+	if len(rest) == 0 {
+		for _, b := range h.candidates {
+			b.each(add(&rest))
+		}
+	}
+	if len(rest) == 0 {
+		return nil
+	}
+	c = rest[0]
+	if i := slices.IndexFunc(rest, func(c *PeerConfig) bool { return hasOffer(c.Proposals, sa.cur.chosen) }); i > 0 {
+		c = rest[i]
+	}
+	return now.successor(c)
 }
 
 func (a *LocalAuth) sameAs(b *LocalAuth) bool {
@@ -168,26 +231,22 @@ func (a *LocalAuth) sameAs(b *LocalAuth) bool {
 func (sa *SA) answerRound(auth authValue) {
 	h, g := sa.handshake, sa.cur
 	r := h.round
-	la := &h.candidates[0].LocalAuth[r]
+	la := &h.candidates[0].first.LocalAuth[r]
 	in := h.req
 	out := newOutgoing()
 	addIdentity(out, la, true, auth)
 	h.localIDs = append(h.localIDs, la.ID)
-	if r < h.candidates[0].rounds()-1 {
+	if in.has(message.NotifyAnotherAuthFollows) {
 		out.notify(message.NotifyAnotherAuthFollows, nil)
 		h.req = nil
 		h.round++
 		g.respond(in, out)
 		return
 	}
-	// The connections may have been replaced since the candidates were found.
-	set := sa.host.peers()
-	left := filter(h.candidates, func(c *PeerConfig) bool { return set.successor(c) != nil })
-	if len(left) == 0 {
-		sa.refuseAuth(refused(CodeNoConnection, -1, nil, "connection %q was taken away meanwhile", h.candidates[0].Name))
+	if sa.peer = sa.chosenPeer(); sa.peer == nil {
+		sa.refuseAuth(refused(CodeNoConnection, -1, nil, "connection %q was taken away meanwhile", h.candidates[0].first.Name))
 		return
 	}
-	sa.peer = set.successor(sa.choose(left))
 	e, err := sa.establish()
 	if err != nil {
 		sa.peer = nil

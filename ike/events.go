@@ -17,11 +17,12 @@ type (
 	// evFresh: the first message of an IKE SA that a stranger initiates, already judged by
 	// Endpoint.acceptFresh.
 	evFresh struct {
-		path       Path
-		raw        []byte
-		req        *parsed
-		offer      chosenOffer
-		candidates []*PeerConfig
+		path  Path
+		raw   []byte
+		req   *parsed
+		offer chosenOffer
+		set   *peerSet
+		from  strangers
 	}
 	// evTimer: the deadline that the SA named has come.
 	evTimer struct{ at time.Time }

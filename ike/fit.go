@@ -93,28 +93,25 @@ func (w *wish) ofPeer(p *PeerConfig, agreed suite.Chosen) fit {
 	return best
 }
 
-// choose returns the connection that fits the wish best. The same identities may have several
-// connections that differ in their selectors alone. What decides here must be no more than a wish:
-// the peer has proved all that each connection of the list demands of it. nil for none.
-func (w *wish) choose(list []*PeerConfig, agreed suite.Chosen) *PeerConfig {
+// choose returns the connection that fits the wish best; of equals one that names the peer's address,
+// then the first. The same identities may have several connections that differ in their selectors
+// alone. What decides here must be no more than a wish: the peer has proved all that each
+// connection of the list demands of it. nil: nothing in common with any.
+func (w *wish) choose(list []*PeerConfig, agreed suite.Chosen, p Path) *PeerConfig {
 	var best *PeerConfig
 	var bestFit fit
 	for _, c := range list {
-		if len(list) == 1 {
-			return c
-		}
-		if f := w.ofPeer(c, agreed); f.better(bestFit) {
+		f := w.ofPeer(c, agreed)
+		if f.better(bestFit) || best != nil && !bestFit.better(f) && c.names(p) && !best.names(p) {
 			best, bestFit = c, f
 		}
 	}
-	if best != nil || len(list) == 0 {
-		return best
-	}
-	// None has anything in common with the wish; the refusal is to be about that.
-	if i := slices.IndexFunc(list, func(c *PeerConfig) bool { return hasOffer(c.Proposals, agreed) }); i > 0 {
-		return list[i]
-	}
-	return list[0]
+	return best
+}
+
+// names tells whether the remote address of a path is a gateway of the connection.
+func (p *PeerConfig) names(path Path) bool {
+	return slices.ContainsFunc(p.Remote, func(a netip.AddrPort) bool { return a.Addr() == path.Remote.Addr() })
 }
 
 // volume is how much traffic selectors cover: IPv6, then IPv4, because the one would drown the

@@ -90,6 +90,9 @@ func (id Identity) folded() string {
 	return string(b)
 }
 
+// key is the same for equal identities, and for no others.
+func (id Identity) key() string { return string(rune(id.Type)) + id.folded() }
+
 // IsZero tells whether it is no identity at all.
 func (id Identity) IsZero() bool { return id.Type == 0 && id.Data == "" }
 

@@ -207,7 +207,7 @@ func (sa *SA) onPeers(set *peerSet) {
 		sa.follow(next)
 	case next != sa.peer:
 		sa.peer = next
-		sa.handshake.candidates = []*PeerConfig{next}
+		sa.handshake.candidates = alone(next)
 	}
 }
 

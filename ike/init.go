@@ -67,7 +67,7 @@ func (sa *SA) onInitiate(name string) {
 		sa.begun = sa.now
 		sa.wanted = []string{name}
 		sa.handshake = &handshake{authState: newAuthState()}
-		sa.handshake.candidates = []*PeerConfig{sa.peer}
+		sa.handshake.candidates = alone(sa.peer)
 		sa.startInit()
 	case sa.est == nil:
 		if !slices.Contains(sa.wanted, name) {
@@ -422,13 +422,14 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
 			return
 		}
 	}
-	candidates := ep.peers.Load().forAddress(p)
-	if len(candidates) == 0 {
+	set := ep.peers.Load()
+	from := set.from(p)
+	if len(from.roots) == 0 {
 		ep.answerInit(p, h, message.NewNotify(message.NotifyNoProposalChosen))
 		ep.refuseStranger(p, CodeNoConnection, fmt.Sprintf("no connection is configured for %v", p))
 		return
 	}
-	offer, candidates, err := chooseOffer(candidates, in)
+	offer, err := chooseOffer(from.kinds, in)
 	if err != nil {
 		ep.answerInit(p, h, message.NewNotify(message.NotifyNoProposalChosen))
 		ep.refuseStranger(p, CodeNoProposal, err.Error())
@@ -448,26 +449,25 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
 	case known:
 		b.post(evDatagram{path: p, head: h, msg: msg})
 	default:
-		b.post(evFresh{path: p, raw: msg, req: in, offer: offer, candidates: candidates})
+		b.post(evFresh{path: p, raw: msg, req: in, offer: offer, set: set, from: from})
 	}
 }
 
-// chooseOffer chooses the IKE proposal. Who the peer is, is not known yet, so each connection is
-// tried in turn; those that allow the choice remain candidates.
-func chooseOffer(candidates []*PeerConfig, in *parsed) (chosenOffer, []*PeerConfig, error) {
+// chooseOffer chooses the IKE proposal. Who the peer is, is not known yet, so what each connection
+// allows is tried in turn. The one that it turns out to be may not allow the choice (see establish).
+func chooseOffer(kinds []*PeerConfig, in *parsed) (chosenOffer, error) {
 	opt := suite.SelectOptions{PreferKE: uint16(in.ke.Method)}
 	var first error
-	for _, c := range candidates {
+	for _, c := range kinds {
 		chosen, err := suite.Select(c.Proposals, in.sa, opt)
-		if err != nil {
-			if first == nil {
-				first = err
-			}
-			continue
+		if err == nil {
+			return chosenOffer{chosen, in.sa}, nil
 		}
-		return chosenOffer{chosen, in.sa}, candidates, nil
+		if first == nil {
+			first = err
+		}
 	}
-	return chosenOffer{}, nil, first
+	return chosenOffer{}, first
 }
 
 // answerInit answers an IKE_SA_INIT request without an IKE SA: the responder's SPI stays zero.
@@ -531,7 +531,7 @@ func newResponder(b *box) *SA {
 func (sa *SA) onFresh(ev evFresh) {
 	sa.begun, sa.path = sa.now, ev.path
 	h := &handshake{deadline: sa.now.Add(sa.cfg.HalfOpenTimeout), authState: newAuthState()}
-	h.candidates = ev.candidates
+	h.set, h.candidates = ev.set, ev.from.roots
 	sa.handshake = h
 	stranger := func(code Code, err error) {
 		sa.do(actStranger{sa.path, code, err.Error()})
@@ -569,7 +569,7 @@ func (sa *SA) onFresh(ev evFresh) {
 		return
 	}
 	h.ni, h.nr, h.initReq = ev.req.nonce, nr, ev.raw
-	force := ev.candidates[0].ForceEncap
+	force := ev.from.force
 	sa.takeInitNotifies(ev.req)
 	sa.nat = detectNAT(ev.req, g.spiI, 0, sa.path, force)
 
@@ -580,7 +580,7 @@ func (sa *SA) onFresh(ev evFresh) {
 		sa.addInitNotifies(out, g.spiI, g.spiR, sa.path, false)
 	}
 	out.notify(message.NotifyMultipleAuthSupported, nil)
-	if req := certReq(ev.candidates); req != nil {
+	if req := certReq(ev.from.anchors); req != nil {
 		out.add(req)
 	}
 	for _, v := range sa.cfg.VendorIDs {
@@ -603,26 +603,34 @@ func spiOf(raw []byte) uint64 { return peekHeader(raw).spiI }
 // cannot be fragmented.
 const maxCertReqs = 16
 
-// certReq asks for certificates of the authorities that the candidates trust, of all rounds:
-// there is none in the second round (as strongSwan does it).
-func certReq(candidates []*PeerConfig) *message.CertReq {
-	var hashes []byte
-	seen := map[[20]byte]bool{}
-	for _, c := range candidates {
-		for i := range c.RemoteAuth {
-			for _, a := range c.RemoteAuth[i].Anchors {
-				h, ok := keyHash(a)
-				if ok && !seen[h] && len(seen) < maxCertReqs {
-					seen[h] = true
-					hashes = append(hashes, h[:]...)
-				}
+// certReq asks for certificates of the authorities with these key hashes, of all rounds: there is no
+// CERTREQ in the second round (as strongSwan does it).
+func certReq(anchors [][20]byte) *message.CertReq {
+	if len(anchors) == 0 {
+		return nil
+	}
+	return &message.CertReq{Encoding: message.CertX509Signature, Data: slices.Concat(slicesOf(anchors)...)}
+}
+
+func slicesOf(hashes [][20]byte) [][]byte {
+	out := make([][]byte, len(hashes))
+	for i := range hashes {
+		out[i] = hashes[i][:]
+	}
+	return out
+}
+
+// anchorsOf returns the key hashes of the authorities that a connection trusts.
+func anchorsOf(p *PeerConfig) [][20]byte {
+	var out [][20]byte
+	for i := range p.RemoteAuth {
+		for _, a := range p.RemoteAuth[i].Anchors {
+			if h, ok := keyHash(a); ok && len(out) < maxCertReqs && !slices.Contains(out, h) {
+				out = append(out, h)
 			}
 		}
 	}
-	if len(hashes) == 0 {
-		return nil
-	}
-	return &message.CertReq{Encoding: message.CertX509Signature, Data: hashes}
+	return out
 }
 
 // keyHash is SHA-1 over the SubjectPublicKeyInfo (RFC 7296, section 3.7).

@@ -14,15 +14,25 @@ import (
 
 // peerSet is the set of connections, read-only after it was made.
 type peerSet struct {
-	list   []*PeerConfig
 	byName map[string]*PeerConfig
+
+	// What candidates.go looks up.
+	roots     map[netip.Addr]*branch // by PeerConfig.Local
+	locals    []netip.Addr           // keys of roots
+	byID      branchesByID
+	entrances map[entranceKey]*entrance
+	places    map[string][]place // of each identity, by Identity.key
 }
 
 func newPeerSet(peers []*PeerConfig) *peerSet {
-	s := &peerSet{list: slices.Clone(peers), byName: make(map[string]*PeerConfig, len(peers))}
+	s := &peerSet{
+		byName: make(map[string]*PeerConfig, len(peers)), roots: map[netip.Addr]*branch{},
+		byID: branchesByID{}, entrances: map[entranceKey]*entrance{}, places: map[string][]place{},
+	}
 	for _, p := range peers {
 		s.byName[p.Name] = p
 	}
+	s.index(peers)
 	return s
 }
 
@@ -33,24 +43,6 @@ func (s *peerSet) successor(old *PeerConfig) *PeerConfig {
 		return p
 	}
 	return nil
-}
-
-// forAddress returns the connections that an IKE_SA_INIT request from path may be about: those
-// that name its source as a gateway first, then the others, because a peer behind a NAT comes
-// from anywhere. Who it is, is decided by what it proves.
-func (s *peerSet) forAddress(p Path) []*PeerConfig {
-	var named, others []*PeerConfig
-	for _, c := range s.list {
-		if c.Local.IsValid() && c.Local != p.Local.Addr() && !p.Local.Addr().IsUnspecified() {
-			continue
-		}
-		if slices.ContainsFunc(c.Remote, func(a netip.AddrPort) bool { return a.Addr() == p.Remote.Addr() }) {
-			named = append(named, c)
-		} else {
-			others = append(others, c)
-		}
-	}
-	return append(named, others...)
 }
 
 func (p *PeerConfig) child(name string) *ChildConfig {

@@ -259,8 +259,8 @@ func (sa *SA) refuse(e *RefusedError) {
 	}
 	if h := sa.handshake; h != nil {
 		r.IDs = slices.Clone(h.claimed)
-		if sa.peer == nil && len(h.candidates) == 1 {
-			r.Peer = h.candidates[0].Name
+		if sa.peer == nil && len(h.candidates) == 1 && h.candidates[0].n == 1 {
+			r.Peer = h.candidates[0].first.Name
 		}
 		if e.Round >= 0 {
 			r.Role = h.role(e.Round)
