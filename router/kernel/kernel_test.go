@@ -838,7 +838,7 @@ func TestWatch(t *testing.T) {
 	works("foreign rule")
 
 	// One prefix less in a set.
-	set, err := conn.GetSetByName(table, setRemote+"4")
+	set, err := conn.GetSetByName(table, partName(setRemote, ip4, 24))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"os"
 	"slices"
 
@@ -51,27 +50,61 @@ func (k *Kernel) table() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyINet, Name: k.opt.TableName}
 }
 
+// transaction is what a builder writes to: *nftables.Conn, and in tests a model that evaluates
+// packets against what was written.
+type transaction interface {
+	AddChain(c *nftables.Chain) *nftables.Chain
+	FlushChain(c *nftables.Chain)
+	AddRule(r *nftables.Rule) *nftables.Rule
+	AddObj(o nftables.Obj) nftables.Obj
+	AddSet(s *nftables.Set, elems []nftables.SetElement) error
+	SetAddElements(s *nftables.Set, elems []nftables.SetElement) error
+}
+
 // builder collects one transaction.
 type builder struct {
-	conn  *nftables.Conn
-	table *nftables.Table
-	sets  map[string]*nftables.Set
-	tun   []byte
-	log   uint16
-	mark  uint32
-	err   error
+	conn    transaction
+	table   *nftables.Table
+	sets    map[string]*nftables.Set
+	masked  map[string][]int // for sets in parts: prefix lengths, see addresses.go
+	none    map[string]bool  // sets of addresses without elements
+	lengths int              // how many different prefix lengths are looked up one by one
+	tun     []byte
+	log     uint16
+	mark    uint32
+	err     error
+}
+
+func newBuilder(conn transaction, t *nftables.Table, tun string) *builder {
+	return &builder{
+		conn: conn, table: t, tun: ifName(tun), lengths: maxLengths,
+		sets: map[string]*nftables.Set{}, masked: map[string][]int{}, none: map[string]bool{},
+	}
 }
 
 func (b *builder) chain(name string) *nftables.Chain {
 	return b.conn.AddChain(&nftables.Chain{Table: b.table, Name: name})
 }
 
-func (b *builder) base(name string, hook *nftables.ChainHook, prio nftables.ChainPriority) *nftables.Chain {
+func (b *builder) base(name string, h *nftables.ChainHook, prio nftables.ChainPriority) *nftables.Chain {
 	accept := nftables.ChainPolicyAccept
 	return b.conn.AddChain(&nftables.Chain{
-		Table: b.table, Name: name, Hooknum: hook, Priority: &prio,
+		Table: b.table, Name: name, Hooknum: h, Priority: &prio,
 		Type: nftables.ChainTypeFilter, Policy: &accept,
 	})
+}
+
+func (b *builder) hooked(h hook) *nftables.Chain { return b.base(h.name, h.hook, h.prio) }
+
+func (b *builder) flush(c *nftables.Chain) { b.conn.FlushChain(c) }
+
+// families fills the rest of a chain for each family: IPv6 in a chain of its own, IPv4 right
+// there. Packets of others do not come to a table of family inet. Nothing may be added behind.
+func (b *builder) families(c *nftables.Chain, name string, fill func(*nftables.Chain, fam)) {
+	six := b.chain(name + ip6.suffix)
+	b.rule(c, ip6.is(), goTo(six.Name))
+	fill(six, ip6)
+	fill(c, ip4)
 }
 
 // match is one condition (or action) of a rule: some expressions.
@@ -79,6 +112,13 @@ type match []expr.Any
 
 func (b *builder) rule(c *nftables.Chain, ms ...match) {
 	b.conn.AddRule(&nftables.Rule{Table: b.table, Chain: c, Exprs: slices.Concat(ms...)})
+}
+
+// each adds a rule for each of the conditions, of which one is enough.
+func (b *builder) each(c *nftables.Chain, ways []match, ms ...match) {
+	for _, a := range ways {
+		b.rule(c, append([]match{a}, ms...)...)
+	}
 }
 
 // note adds a rule without effect that only carries a comment.
@@ -152,24 +192,6 @@ func (f fam) is() match {
 	}
 }
 
-func (f fam) load(off uint32, r uint32) expr.Any {
-	return &expr.Payload{DestRegister: r, Base: expr.PayloadBaseNetworkHeader, Offset: off, Len: f.size}
-}
-
-// in matches the address at off against a set (or its complement).
-func (b *builder) in(f fam, off uint32, set string, is bool) match {
-	return slices.Concat(f.is(), match{f.load(off, reg), b.lookup(reg, set+f.suffix, is)})
-}
-
-// pair matches address and interface name together against the zones.
-func (b *builder) pair(f fam, off uint32, key expr.MetaKey) match {
-	return slices.Concat(f.is(), match{
-		f.load(off, reg32),
-		&expr.Meta{Key: key, Register: reg32 + f.size/4},
-		b.lookup(reg32, setZone+f.suffix, true),
-	})
-}
-
 func (b *builder) ifIn(set string) match {
 	return match{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, b.lookup(reg, set, true)}
 }
@@ -218,14 +240,12 @@ func accept() match  { return verdict(expr.VerdictAccept) }
 func drop() match    { return verdict(expr.VerdictDrop) }
 func notrack() match { return match{&expr.Notrack{}} }
 
-func refuse(r Reason) match {
-	return match{&expr.Verdict{Kind: expr.VerdictGoto, Chain: refuseChain(r)}}
-}
+func refuse(r Reason) match { return goTo(refuseChain(r)) }
 
 func refuseChain(r Reason) string { return "refuse-" + string(r) }
 
-func jump(chain string) match {
-	return match{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+func goTo(chain string) match {
+	return match{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }
 
 // count is the named counter of a reason.
@@ -246,64 +266,11 @@ func (b *builder) sample(r Reason) match {
 	}
 }
 
-// addSpans makes an interval set of addresses.
-func (b *builder) addSpans(f fam, name string, ss []span) {
-	set := &nftables.Set{Table: b.table, Name: name + f.suffix, KeyType: f.dataType, Interval: true}
-	var elems []nftables.SetElement
-	for _, s := range ss {
-		elems = append(elems, nftables.SetElement{Key: s.from.AsSlice()})
-		// The end of an interval is the first address after it; without one it is open.
-		if after := s.to.Next(); after.IsValid() {
-			elems = append(elems, nftables.SetElement{Key: after.AsSlice(), IntervalEnd: true})
-		}
-	}
-	b.addSet(set, elems)
-}
-
-// addZonePairs makes the set of address range and interface name.
-func (b *builder) addZonePairs(f fam, zones []Zone) {
-	kt, err := nftables.ConcatSetType(f.dataType, nftables.TypeIFName)
-	if err != nil {
-		b.fail(err)
-		return
-	}
-	set := &nftables.Set{
-		Table: b.table, Name: setZone + f.suffix, KeyType: kt, Interval: true, Concatenation: true,
-	}
-	byIf := map[string][]netip.Prefix{}
-	for _, z := range zones {
-		for _, i := range z.Interfaces {
-			byIf[i] = append(byIf[i], z.Prefixes...)
-		}
-	}
-	var elems []nftables.SetElement
-	for _, i := range sortedKeys(byIf) {
-		for _, s := range spans(byIf[i], f.v6) {
-			elems = append(elems, nftables.SetElement{
-				Key:    append(s.from.AsSlice(), ifName(i)...),
-				KeyEnd: append(s.to.AsSlice(), ifName(i)...),
-			})
-		}
-	}
-	b.addSet(set, elems)
-}
-
 func (b *builder) addIfNames(name string, ifs []string) {
 	set := &nftables.Set{Table: b.table, Name: name, KeyType: nftables.TypeIFName}
 	var elems []nftables.SetElement
 	for _, i := range ifs {
 		elems = append(elems, nftables.SetElement{Key: ifName(i)})
-	}
-	b.addSet(set, elems)
-}
-
-func (b *builder) addAddrs(f fam, name string, addrs []netip.Addr) {
-	set := &nftables.Set{Table: b.table, Name: name + f.suffix, KeyType: f.dataType}
-	var elems []nftables.SetElement
-	for _, a := range addrs {
-		if a.Is6() == f.v6 {
-			elems = append(elems, nftables.SetElement{Key: a.AsSlice()})
-		}
 	}
 	b.addSet(set, elems)
 }
@@ -318,6 +285,11 @@ func (b *builder) addPorts(name string, ports []uint16) {
 }
 
 func (b *builder) addSet(set *nftables.Set, elems []nftables.SetElement) {
+	if !set.Interval {
+		// With its size known the kernel takes its fixed hash table, twice as fast as the one
+		// that grows.
+		set.Size = uint32(len(elems))
+	}
 	if err := b.conn.AddSet(set, nil); err != nil {
 		b.fail(fmt.Errorf("kernel: set %s: %w", set.Name, err))
 		return
