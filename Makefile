@@ -75,7 +75,7 @@ sim: ## randomized schedules of loss, reordering and duplication on a virtual cl
 
 bench: build ## packet and codec benchmarks: table, and JSON lines in build/bench/micro.jsonl (ROUNDS=3)
 	@mkdir -p $(BENCH)
-	$(GO) test -run '^$$' -bench . -benchmem -count $(ROUNDS) ./esp/... ./ike/message/... ./ike/suite/... ./policy/... ./tun/... \
+	$(GO) test -run '^$$' -bench . -benchmem -count $(ROUNDS) ./esp/... ./ike/message/... ./ike/suite/... ./policy/... ./router ./router/pathmtu ./router/wire ./tun/... \
 		| $(BIN)/wardgate-lab benchjson --ratio Seal=Raw/Seal --ratio SealBatch=Raw/Seal --ratio Open=Raw/Open --ratio OpenBatch=Raw/Open \
 			--out $(BENCH)/micro.jsonl
 
