@@ -41,11 +41,13 @@ func TestSoak(t *testing.T) {
 	n := newLine(t, "e2e-soak")
 	keys := withKeylog(t, n, every)
 	ctx := within(t, max(90*time.Second, time.Duration(size/(10<<20))*time.Second)) // 10 MiB/s would be a failure
+	must(t, n.Singly(ctx))
 	for _, f := range n.Sides {
 		f.LogLevel = "info"
 		// Segmented before it reaches the cable, so that single packets are lost, not runs of
-		// them; and coalesced again behind it.
-		must(t, f.Router.Offload(ctx, lab.WANDev, false, "tx-udp-segmentation"), f.Router.Offload(ctx, lab.WANDev, true, "gro"))
+		// them; and coalesced again behind it, which a veth does with what comes from a device
+		// that segments nothing.
+		must(t, f.Router.Offload(ctx, lab.WANDev, true, "gro"))
 	}
 	must(t, n.Start(ctx, false, "", nil), n.Lose(1))
 
@@ -78,11 +80,21 @@ func TestSoak(t *testing.T) {
 			}
 		}
 	}
-	// Nothing that left one router did not come to the other but for what the network lost; and
-	// nothing that came out of one TUN device did not go into the other.
+	accounted(ctx, t, n, true)
+}
+
+// accounted waits until every packet is accounted for: nothing that left one router did not come to
+// the other but for what the network lost; and nothing that came out of one TUN device did not go
+// into the other.
+func accounted(ctx context.Context, t *testing.T, n *lab.Line, lossy bool) {
+	t.Helper()
 	must(t, lab.WaitFor(ctx, "every packet to be accounted for", 10*time.Second, func() error {
-		lost, err := n.Lost(ctx)
-		must(t, err)
+		var lost [2]uint64
+		if lossy {
+			var err error
+			lost, err = n.Lost(ctx)
+			must(t, err)
+		}
 		c := [2]map[string]uint64{counters(ctx, t, n.Sides[0]), counters(ctx, t, n.Sides[1])}
 		for from := range 2 {
 			to := 1 - from
@@ -90,7 +102,7 @@ func TestSoak(t *testing.T) {
 			if out != in+lost[from] {
 				return fmt.Errorf("%s sent %d datagrams; %d were lost on the way, %d came to the other side", n.Sides[from].Title, out, lost[from], in)
 			}
-			if lost[from] == 0 && c[from]["socket_out_datagrams"] > 10_000 {
+			if lossy && lost[from] == 0 && out > 20_000 {
 				return fmt.Errorf("nothing of what %s sent was lost: the test has not tested", n.Sides[from].Title)
 			}
 			traffic := [2]control.Traffic{traffic(ctx, t, n.Sides[from]), traffic(ctx, t, n.Sides[to])}
@@ -101,7 +113,9 @@ func TestSoak(t *testing.T) {
 				return fmt.Errorf("%s opened %d packets and wrote %d to its TUN device", n.Sides[to].Title, opened, written)
 			}
 		}
-		t.Logf("lost by the network: %d from A, %d from B", lost[0], lost[1])
+		if lossy {
+			t.Logf("lost by the network: %d from A, %d from B", lost[0], lost[1])
+		}
 		return nil
 	}))
 }

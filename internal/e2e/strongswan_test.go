@@ -112,10 +112,13 @@ func TestStrongSwanWithToken(t *testing.T) {
 }
 
 // meet starts A's wardgated and, in the place of B's router, strongSwan. With a token, strongSwan
-// uses the keys on B's token; otherwise keys in files.
-func meet(t *testing.T, name string, c swanCase, token *lab.StrongSwanToken) (*lab.Hospital, *lab.StrongSwan) {
+// uses the keys on B's token; otherwise keys in files. change may alter the contracts.
+func meet(t *testing.T, name string, c swanCase, token *lab.StrongSwanToken, change ...func(*lab.Hospital)) (*lab.Hospital, *lab.StrongSwan) {
 	t.Helper()
 	h := bareHospital(t, name)
+	for _, f := range change {
+		f(h)
+	}
 	ctx := t.Context()
 	must(t, h.A.WriteConfig(""), h.A.StartDaemon(ctx))
 	d, err := h.Provider.Policy(h.A, h.Contracts())

@@ -55,7 +55,8 @@ type tcpStream struct {
 	dst      netip.AddrPort
 	size     int64
 	seed     uint64
-	tos      int // DSCP and ECN of what is sent; TCP looks after ECN itself
+	tos      int  // DSCP and ECN of what is sent; TCP looks after ECN itself
+	back     bool // from opens the connection, and to sends
 
 	got atomic.Int64 // octets that have arrived
 }
@@ -80,27 +81,38 @@ func (s *tcpStream) run(ctx context.Context) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close(); ln.Close() })()
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			close(accepted)
+			return
+		}
+		accepted <- c
+	}()
+	far, ok := <-accepted
+	if !ok {
+		return errors.Join(fmt.Errorf("TCP to %v: nobody came", s.dst), context.Cause(ctx))
+	}
+	defer far.Close()
+	defer context.AfterFunc(ctx, func() { far.Close() })()
+	sender, receiver := conn, far
+	if s.back {
+		sender, receiver = far, conn
+	}
 	type end struct {
 		sum []byte
-		n   int64
 		err error
 	}
 	received := make(chan end, 1)
 	go func() {
-		c, err := ln.Accept()
-		if err != nil {
-			received <- end{err: err}
-			return
-		}
-		defer c.Close()
-		defer context.AfterFunc(ctx, func() { c.Close() })()
 		sum, buf := sha256.New(), make([]byte, 1<<18)
 		for {
-			n, err := c.Read(buf)
+			n, err := receiver.Read(buf)
 			sum.Write(buf[:n])
 			s.got.Add(int64(n))
 			if err != nil {
-				received <- end{sum.Sum(nil), s.got.Load(), err}
+				received <- end{sum.Sum(nil), err}
 				return
 			}
 		}
@@ -110,19 +122,32 @@ func (s *tcpStream) run(ctx context.Context) error {
 		b := buf[:min(int64(len(buf)), s.size-off)]
 		fill(b, s.seed, off)
 		sum.Write(b)
-		if _, err := conn.Write(b); err != nil {
+		if _, err := sender.Write(b); err != nil {
 			return errors.Join(fmt.Errorf("TCP to %v, after %d octets: %w", s.dst, off, err), context.Cause(ctx))
 		}
 		off += int64(len(b))
 	}
-	if err := conn.(*net.TCPConn).CloseWrite(); err != nil { //nolint:errcheck,forcetypeassert // it was dialled as TCP
+	if err := sender.(*net.TCPConn).CloseWrite(); err != nil { //nolint:errcheck,forcetypeassert // both are TCP
 		return err
 	}
 	r := <-received
-	if r.n != s.size || !bytes.Equal(r.sum, sum.Sum(nil)) {
-		return fmt.Errorf("TCP to %v: %d octets with SHA-256 %x were sent, %d with %x arrived (%w)", s.dst, s.size, sum.Sum(nil), r.n, r.sum, r.err)
+	if n := s.got.Load(); n != s.size || !bytes.Equal(r.sum, sum.Sum(nil)) {
+		return fmt.Errorf("TCP to %v: %d octets with SHA-256 %x were sent, %d with %x arrived (%w)", s.dst, s.size, sum.Sum(nil), n, r.sum, r.err)
 	}
 	return nil
+}
+
+// together runs streams at the same time.
+func together(ctx context.Context, streams []*tcpStream) error {
+	errs := make(chan error, len(streams))
+	for _, s := range streams {
+		go func() { errs <- s.run(ctx) }()
+	}
+	var all []error
+	for range streams {
+		all = append(all, <-errs)
+	}
+	return errors.Join(all...)
 }
 
 // withTOS sets DSCP and ECN of what a socket sends, in either version of IP.
