@@ -35,3 +35,15 @@ func LinkMTU(remote netip.Addr, mark uint32) (int, error) {
 	}
 	return 0, fmt.Errorf("the route to %s names no link", remote)
 }
+
+// SetQueueLen sets how many packets wait at an interface before the kernel drops what comes.
+func SetQueueLen(name string, n int) error {
+	l, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetTxQLen(l, n)
+	}
+	if err != nil {
+		return fmt.Errorf("queue length %d of %s: %w", n, name, err)
+	}
+	return nil
+}
