@@ -47,8 +47,8 @@ type proof struct {
 	id            Identity
 	leaf          []byte // DER; nil: PSK
 	intermediates [][]byte
-	cert          *x509.Certificate
-	convinced     []*RemoteAuth // whom it was good enough for
+	cert          *x509.Certificate // leaf, until the IKE SA is established
+	convinced     []*RemoteAuth     // whom it was good enough for
 }
 
 // authValue is the content of an AUTH payload.
@@ -354,7 +354,7 @@ func (sa *SA) establish() (*established, error) {
 	if n == 0 || len(h.proofs) != n || len(h.localIDs) != n || len(h.claimed) != n {
 		return nil, fmt.Errorf("ike: %d rounds needed, the peer proved %d, we proved %d", n, len(h.proofs), len(h.localIDs))
 	}
-	e := &established{created: sa.now, localIDs: h.localIDs, proofs: h.proofs}
+	e := &established{created: sa.now, localIDs: h.localIDs}
 	for i, p := range h.proofs {
 		if !containsID(sa.peer.RemoteAuth[i].IDs, p.id) || !sa.peer.LocalAuth[i].ID.Equal(h.localIDs[i]) {
 			return nil, fmt.Errorf("ike: identities of round %d are not those of connection %q", i+1, sa.peer.Name)
@@ -364,6 +364,9 @@ func (sa *SA) establish() (*established, error) {
 		}
 		e.remoteIDs = append(e.remoteIDs, p.id)
 		e.remoteCerts = append(e.remoteCerts, p.leaf)
+		// A parsed certificate is several times as large as its octets, and seldom needed again.
+		p.cert, p.convinced = nil, nil
+		e.proofs = append(e.proofs, p)
 	}
 	if !hasOffer(sa.peer.Proposals, sa.cur.chosen) {
 		return nil, refused(CodeSuiteNotAllowed, -1, nil, "%v was negotiated before it was known who the peer is; connection %q does not allow it", sa.cur.chosen, sa.peer.Name)

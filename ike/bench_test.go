@@ -1,8 +1,10 @@
 package ike_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -114,6 +116,54 @@ func BenchmarkSetPeers(b *testing.B) {
 				p.many("peers", n)
 			}
 			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/float64(n), "µs/connection")
+		})
+	}
+}
+
+// BenchmarkIdle is what a minute of nothing costs, for each of many IKE SAs with their liveness
+// checks, both ends together.
+func BenchmarkIdle(b *testing.B) {
+	for _, n := range []int{100, 2_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p := newPair(b, pairOptions{both: psk})
+			var as, bs []*ike.PeerConfig
+			for i := range n {
+				x, y := *p.ca, *p.cb
+				x.Name, y.Name = fmt.Sprintf("c%d", i), fmt.Sprintf("c%d", i)
+				net := prefix(fmt.Sprintf("10.%d.%d.0/24", 1+i>>8, i&255))
+				x.Children = []ike.ChildConfig{{Name: "net", LocalTS: net, RemoteTS: prefix("20.0.0.0/8"), Proposals: x.Children[0].Proposals}}
+				y.Children = []ike.ChildConfig{{Name: "net", LocalTS: prefix("20.0.0.0/8"), RemoteTS: net, Proposals: y.Children[0].Proposals}}
+				as, bs = append(as, &x), append(bs, &y)
+			}
+			if err := errors.Join(p.a.Endpoint.SetPeers(as), p.b.Endpoint.SetPeers(bs)); err != nil {
+				b.Fatal(err)
+			}
+			heap := func() float64 {
+				var m runtime.MemStats
+				runtime.GC()
+				runtime.ReadMemStats(&m)
+				return float64(m.HeapAlloc)
+			}
+			before := heap()
+			for i := range n {
+				initiate(b, p.a, as[i].Name)
+				p.w.For(20 * time.Millisecond)
+			}
+			p.w.For(time.Second)
+			p.w.Forget()
+			if len(p.a.Children) != n || len(p.b.Children) != n {
+				b.Fatalf("%d and %d of %d came up", len(p.a.Children), len(p.b.Children), n)
+			}
+			bytes := heap() - before
+			for b.Loop() {
+				p.w.For(time.Minute)
+				p.w.Forget()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/SA/minute")
+			b.ReportMetric(bytes/float64(n), "B/SA")
+			if len(p.a.Children) != n || len(p.b.Children) != n {
+				b.Fatalf("%d and %d of %d are left", len(p.a.Children), len(p.b.Children), n)
+			}
 		})
 	}
 }

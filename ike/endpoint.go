@@ -87,11 +87,12 @@ func NewEndpoint(cfg Config) (*Endpoint, error) {
 // changed then.
 func (ep *Endpoint) SetPeers(peers []*PeerConfig) error {
 	names := make(map[string]bool, len(peers))
+	own := leaves{}
 	for i, p := range peers {
 		if p == nil {
 			return fmt.Errorf("ike: connection %d is nil", i)
 		}
-		if err := p.validate(); err != nil {
+		if err := p.validate(own); err != nil {
 			return err
 		}
 		if names[p.Name] {

@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"crypto/x509"
 	"fmt"
 	"slices"
 
@@ -222,12 +223,16 @@ func (sa *SA) follow(next *PeerConfig) {
 	var queries []CertQuery
 	for i := range next.RemoteAuth {
 		p := sa.est.proofs[i]
-		if p.cert == nil || old.RemoteAuth[i].sameTrust(&next.RemoteAuth[i]) {
+		if p.leaf == nil || old.RemoteAuth[i].sameTrust(&next.RemoteAuth[i]) {
 			continue
 		}
 		q := CertQuery{Peer: next, Round: i, Auth: &next.RemoteAuth[i], ID: p.id, Leaf: p.leaf, Intermediates: p.intermediates, At: sa.now}
 		for _, e := range sa.est.proofs[:i] {
-			q.Earlier = append(q.Earlier, e.cert)
+			var cert *x509.Certificate
+			if e.leaf != nil {
+				cert, _ = x509.ParseCertificate(e.leaf) // as it could be when it came
+			}
+			q.Earlier = append(q.Earlier, cert)
 		}
 		queries = append(queries, q)
 	}

@@ -56,9 +56,23 @@ func (p *PeerConfig) child(name string) *ChildConfig {
 
 func (p *PeerConfig) rounds() int { return len(p.RemoteAuth) }
 
+// leaves are our own certificates by their DER: many connections share few.
+type leaves map[string]*x509.Certificate
+
+func (l leaves) parse(der []byte) (*x509.Certificate, error) {
+	if c := l[string(der)]; c != nil {
+		return c, nil
+	}
+	c, err := x509.ParseCertificate(der)
+	if err == nil {
+		l[string(der)] = c
+	}
+	return c, err
+}
+
 // validate tells what is wrong with a connection: an authentication that would prove nothing is
 // an error here, not a surprise later.
-func (p *PeerConfig) validate() error {
+func (p *PeerConfig) validate(own leaves) error {
 	fail := func(format string, args ...any) error {
 		return fmt.Errorf("ike: connection %q: "+format, append([]any{p.Name}, args...)...)
 	}
@@ -84,7 +98,7 @@ func (p *PeerConfig) validate() error {
 		case len(a.Chain) == 0 || a.Signer == nil:
 			return fail("local round %d: neither a PSK nor a certificate with its key", i+1)
 		default:
-			leaf, err := x509.ParseCertificate(a.Chain[0])
+			leaf, err := own.parse(a.Chain[0])
 			if err != nil {
 				return fail("local round %d: certificate: %v", i+1, err)
 			}

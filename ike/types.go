@@ -60,7 +60,9 @@ type Executor interface {
 }
 
 // PeerConfig is one connection of the policy: a peer and the service that is reached through
-// it. Several connections may share a peer; the identity of the last round tells them apart.
+// it. Several connections may share a peer. What it proves tells them apart, and where that is the
+// same, the selectors that it asks for: an IKE SA is of the one whose CHILD SAs fit best (RFC 7296,
+// section 2.9), and makes no others.
 // A PeerConfig must not be changed once it was handed to SetPeers.
 type PeerConfig struct {
 	Name string // unique
