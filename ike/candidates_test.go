@@ -108,6 +108,12 @@ func (p *policy) selectors() []Selector {
 			a = netip.AddrFrom16([16]byte{0xfd, 1, byte(p.IntN(8) << 5)})
 		}
 		s := PrefixSelector(netip.PrefixFrom(a, 8+p.IntN(17)))
+		switch p.IntN(6) { // the ends of others, where a mistake by one would show
+		case 0:
+			s.Start = s.End
+		case 1:
+			s.End = s.Start
+		}
 		switch p.IntN(5) {
 		case 0:
 			s.Proto = 6
