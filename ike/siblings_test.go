@@ -382,3 +382,104 @@ func TestBestChild(t *testing.T) {
 	p.w.For(2 * time.Second)
 	p.counts(2, 3)
 }
+
+// TestRandomSiblings: several connections between the same identities begin, end and are forgotten
+// by restarts, on a bad link. INITIAL_CONTACT must never end what the other end still has; and
+// once the link is good, all of them stand.
+func TestRandomSiblings(t *testing.T) {
+	t.Parallel()
+	n, first := sims()
+	n = n/5 + 1
+	if testing.Short() {
+		n = 10
+	}
+	replaced := 0
+	for seed := first; seed < first+uint64(n) && !t.Failed(); seed++ {
+		replaced += randomSiblings(t, seed)
+	}
+	if replaced == 0 {
+		t.Error("no INITIAL_CONTACT ended anything")
+	}
+}
+
+func randomSiblings(t *testing.T, seed uint64) (replaced int) {
+	t.Helper()
+	all := []string{"s0", "s1", "s2", "s3"}
+	p := newPair(t, pairOptions{seed: seed})
+	w := p.w
+	both := func(c *ike.PeerConfig) {
+		if seed%2 == 0 {
+			psk(c)
+		}
+		c.RekeyChild, c.RekeyIKE = 4*time.Minute, 9*time.Minute
+	}
+	watch := func() {
+		for _, x := range [][2]*iketest.Node{{p.a, p.b}, {p.b, p.a}} {
+			x[0].OnDown = func(i ike.SAInfo, r ike.Reason) {
+				if r.Code != ike.ReasonReplaced {
+					return
+				}
+				replaced++
+				for _, o := range x[1].Endpoint.Snapshot() {
+					if o.SPIi == i.SPIi && o.State == ike.StateEstablished {
+						t.Errorf("seed %d: INITIAL_CONTACT ended an IKE SA of %s that %s still has", seed, i.Peer, x[1].Name)
+					}
+				}
+			}
+		}
+	}
+	p.siblings(len(all), both, nil)
+	watch()
+	w.Link = iketest.Link{
+		Delay: time.Duration(1+w.Intn(100)) * time.Millisecond, Jitter: time.Duration(1+w.Intn(300)) * time.Millisecond,
+		Loss: float64(w.Intn(30)) / 100, Dup: float64(w.Intn(30)) / 100,
+	}
+	w.Token = time.Duration(w.Intn(800)) * time.Millisecond
+	for range 40 {
+		node, name := []*iketest.Node{p.a, p.b}[w.Intn(2)], all[w.Intn(len(all))]
+		switch w.Intn(10) {
+		case 0:
+			node.Endpoint.Terminate(name, "random")
+		case 1:
+			w.Link.Cut = w.Intn(4) == 0
+		case 2:
+			for _, s := range node.Endpoint.Snapshot() {
+				_ = node.Endpoint.RekeyIKE(s.ID)
+			}
+		case 3:
+			fresh := must(w.NewNode(node.Name, node.Addr, nil))
+			if node == p.a {
+				p.a = fresh
+			} else {
+				p.b = fresh
+			}
+			p.siblings(len(all), both, nil)
+			watch()
+		default:
+			initiate(t, node, name)
+		}
+		w.For(time.Duration(w.Intn([]int{30, 300, 3000, 30000}[w.Intn(4)])) * time.Millisecond)
+		p.sound()
+	}
+	w.Link, w.Token = iketest.Link{Delay: 5 * time.Millisecond}, time.Millisecond
+	w.For(6 * time.Minute) // the dead are found
+	initiate(t, p.a, all...)
+	w.For(10 * time.Second)
+	for end := 0; end < 60 && busy(p); end++ {
+		w.For(time.Second)
+	}
+	p.agree()
+	for _, name := range all {
+		if err := p.a.Carries(p.b, name+"/net"); err != nil {
+			t.Errorf("seed %d: %v", seed, err)
+		}
+	}
+	for _, c := range p.a.Children {
+		for _, o := range p.b.Children {
+			if c.SPIIn == o.SPIOut && c.Peer != o.Peer {
+				t.Errorf("seed %d: a CHILD SA is of %s at A and of %s at B", seed, c.Peer, o.Peer)
+			}
+		}
+	}
+	return replaced
+}

@@ -25,7 +25,9 @@ type Node struct {
 	Failed     []error
 	Ended      []ike.Reason
 	Keepalives int
-	Paths      []ike.Path
+	// OnDown, when not nil, is told of each IKE SA that goes down, before anything else happens.
+	OnDown func(ike.SAInfo, ike.Reason)
+	Paths  []ike.Path
 	// Violations are calls that must not have come.
 	Violations []string
 	// Keys are all keys that were ever installed for sending, by their octets.
@@ -104,6 +106,9 @@ func (n *Node) IKEDown(i ike.SAInfo, r ike.Reason) {
 	}
 	delete(n.IKE, i.ID)
 	n.Ended = append(n.Ended, r)
+	if n.OnDown != nil {
+		n.OnDown(i, r)
+	}
 }
 
 func key(c *ike.ChildSA) string {
