@@ -20,9 +20,6 @@ import (
 // 150 ns for 200 of them, and still more for thousands.
 const maxLengths = 4
 
-// second is the register behind an IPv6 address in reg, for its masked copy.
-const second = reg32 + 4
-
 func partName(set string, f fam, bits int) string { return fmt.Sprintf("%s%s-%d", set, f.suffix, bits) }
 
 func (f fam) bits() int { return int(f.size) * 8 }
@@ -132,31 +129,33 @@ func (b *builder) addZonePairs(f fam, zones []Zone) {
 // empty says that no address of the family is in the set.
 func (b *builder) empty(f fam, set string) bool { return b.none[set+f.suffix] }
 
-func (f fam) load(off, r uint32) expr.Any {
+func (f fam) load(off uint32, r uint32) expr.Any {
 	return &expr.Payload{DestRegister: r, Base: expr.PayloadBaseNetworkHeader, Offset: off, Len: f.size}
 }
 
-// mask copies the first bits of the address in one register to another one.
-func (f fam) mask(from, to uint32, bits int) match {
-	if bits == f.bits() && from == to {
+// mask leaves the first bits of the address in the register.
+func (f fam) mask(bits int) match {
+	if bits == f.bits() {
 		return nil
 	}
 	return match{&expr.Bitwise{
-		SourceRegister: from, DestRegister: to, Len: f.size,
+		SourceRegister: reg, DestRegister: reg, Len: f.size,
 		Mask: net.CIDRMask(bits, f.bits()), Xor: make([]byte, f.size),
 	}}
 }
 
-// in matches the address at off, of a packet that is known to be of the family, against a set:
-// one of the conditions must hold. There is none where the set is empty.
+// in matches the address at off against a set: one of the conditions must hold. There is none where
+// the set is empty. Each asks for the family even where the chain is of one family only, because
+// the nft command needs it to print an address as one, and to read back what it has printed: an
+// administrator may keep his whole ruleset that way.
 func (b *builder) in(f fam, off uint32, set string) []match {
 	lengths, ok := b.masked[set+f.suffix]
 	if !ok {
-		return []match{{f.load(off, reg), b.lookup(reg, set+f.suffix, true)}}
+		return []match{slices.Concat(f.is(), match{f.load(off, reg), b.lookup(reg, set+f.suffix, true)})}
 	}
 	var out []match
 	for _, bits := range lengths {
-		out = append(out, slices.Concat(match{f.load(off, reg)}, f.mask(reg, reg, bits),
+		out = append(out, slices.Concat(f.is(), match{f.load(off, reg)}, f.mask(bits),
 			match{b.lookup(reg, partName(set, f, bits), true)}))
 	}
 	return out
@@ -166,18 +165,11 @@ func (b *builder) in(f fam, off uint32, set string) []match {
 func (b *builder) notIn(f fam, off uint32, set string) match {
 	lengths, ok := b.masked[set+f.suffix]
 	if !ok {
-		return match{f.load(off, reg), b.lookup(reg, set+f.suffix, false)}
+		return slices.Concat(f.is(), match{f.load(off, reg), b.lookup(reg, set+f.suffix, false)})
 	}
-	if len(lengths) == 0 {
-		return nil
-	}
-	out := match{f.load(off, reg32)}
-	for i, bits := range lengths {
-		to := uint32(second)
-		if i == len(lengths)-1 {
-			to = reg32
-		}
-		out = slices.Concat(out, f.mask(reg32, to, bits), match{b.lookup(to, partName(set, f, bits), false)})
+	out := f.is()
+	for _, bits := range lengths {
+		out = slices.Concat(out, match{f.load(off, reg)}, f.mask(bits), match{b.lookup(reg, partName(set, f, bits), false)})
 	}
 	return out
 }
@@ -187,12 +179,12 @@ func (b *builder) pair(f fam, off uint32, key expr.MetaKey) []match {
 	ifn := &expr.Meta{Key: key, Register: reg32 + f.size/4}
 	lengths, ok := b.masked[setZone+f.suffix]
 	if !ok {
-		return []match{{f.load(off, reg32), ifn, b.lookup(reg32, setZone+f.suffix, true)}}
+		return []match{slices.Concat(f.is(), match{f.load(off, reg), ifn, b.lookup(reg, setZone+f.suffix, true)})}
 	}
 	var out []match
 	for _, bits := range lengths {
-		out = append(out, slices.Concat(match{f.load(off, reg32)}, f.mask(reg32, reg32, bits),
-			match{ifn, b.lookup(reg32, partName(setZone, f, bits), true)}))
+		out = append(out, slices.Concat(f.is(), match{f.load(off, reg)}, f.mask(bits),
+			match{ifn, b.lookup(reg, partName(setZone, f, bits), true)}))
 	}
 	return out
 }

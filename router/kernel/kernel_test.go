@@ -92,7 +92,7 @@ func (l *lab) open(t *testing.T) *Kernel {
 	return openIn(t, l.a, Options{})
 }
 
-func openIn(t *testing.T, h *host, opt Options) *Kernel {
+func openIn(t testing.TB, h *host, opt Options) *Kernel {
 	t.Helper()
 	opt.NetNS, opt.TunName = h.fd, tunName
 	opt.Log = func(msg string, kv ...any) { t.Log(append([]any{msg}, kv...)...) }
@@ -987,4 +987,66 @@ func TestManyPrefixes(t *testing.T) {
 	if err := l.k.Remove(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestManyLengths: prefixes of more lengths than are looked up one by one, in zones and remotes,
+// and a gateway among them.
+func TestManyLengths(t *testing.T) {
+	l := newLab(t)
+	l.routing(t)
+	l.k = l.open(t)
+	s := l.state()
+	for bits := 18; bits <= 30; bits++ {
+		s.Remotes = append(s.Remotes, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(bits), 0, 0}), bits),
+			netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0xff, byte(bits)}), bits*2))
+		s.Zones[0].Prefixes = append(s.Zones[0].Prefixes, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 100, byte(bits), 0}), max(bits, 24)+1),
+			netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0xee, byte(bits)}), bits*2))
+	}
+	s.Remotes = append(s.Remotes, pfx("198.51.100.200/29")...)
+	l.wan.addr(t, "eth0", "198.51.100.201/24")
+	s.Gateways = []netip.Addr{netip.MustParseAddr("198.51.100.201")}
+	if err := l.k.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	l.counted = l.counts(t)
+	for i, far := range []string{"10.2.1.9:1", "172.18.63.255:1", "172.30.0.3:1", "[fd00:2:1::9]:1", "[fdff:1800::1]:1"} {
+		own := "10.1.1.10:2"
+		if far[0] == '[' {
+			own = "[fd00:1:1::10]:2"
+		}
+		out, in := fmt.Sprintf("out %d", i), fmt.Sprintf("in %d", i)
+		if err := l.lan.send(t, own, far, out); err != nil {
+			t.Fatal(err)
+		}
+		l.tun.want(t, out, own, far)
+		l.tun.inject(t, far, own, in)
+		l.atLAN.want(t, in, far, own)
+	}
+	if err := l.a.sendMarked(t, "198.51.100.1:4500", "198.51.100.201:4500", "ike", DefaultMark); err != nil {
+		t.Fatal(err)
+	}
+	l.atWAN.want(t, "ike", "198.51.100.1:4500", "198.51.100.201:4500")
+	l.refused(t)
+	for _, c := range []struct {
+		src, dst string
+		reason   Reason
+	}{
+		{"172.18.64.0:1", "10.1.1.10:2", ReasonTunnelSource},
+		{"172.30.0.4:1", "10.1.1.10:2", ReasonTunnelSource},
+		{"172.30.0.3:1", "172.18.0.1:2", ReasonRelay},
+		{"172.30.0.3:1", "10.1.1.1:2", ReasonTunnelToRouter},
+		{"172.30.0.3:1", "10.1.9.10:2", ReasonTunnelToOther},
+		{"[fdff:1e00::1]:1", "[fdff:1800::1]:2", ReasonRelay},
+		{"[fdff:1f00::1]:1", "[fd00:1:1::10]:2", ReasonTunnelSource},
+	} {
+		payload := c.src + c.dst
+		l.tun.inject(t, c.src, c.dst, payload)
+		l.refused(t, c.reason)
+		l.nowhere(t, payload)
+	}
+	if err := l.dmz.send(t, "10.1.1.10:1", "172.30.0.3:2", "wrong zone"); err != nil {
+		t.Fatal(err)
+	}
+	l.refused(t, ReasonNotFromZone)
+	l.nowhere(t, "wrong zone")
 }

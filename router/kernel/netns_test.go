@@ -37,7 +37,7 @@ type host struct {
 }
 
 // needRoot skips on a developer's machine without privileges and fails in CI.
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	err := func() error {
 		if os.Geteuid() != 0 {
@@ -79,7 +79,7 @@ func newNS() (int, error) {
 	return r.fd, r.err
 }
 
-func newHost(t *testing.T, name string) *host {
+func newHost(t testing.TB, name string) *host {
 	t.Helper()
 	fd, err := newNS()
 	if err != nil {
@@ -100,14 +100,14 @@ func newHost(t *testing.T, name string) *host {
 }
 
 // do runs f in the host's namespace.
-func (h *host) do(t *testing.T, f func() error) {
+func (h *host) do(t testing.TB, f func() error) {
 	t.Helper()
 	if err := inNS(h.fd, f); err != nil {
 		t.Fatalf("%s: %v", h.name, err)
 	}
 }
 
-func (h *host) up(t *testing.T, ifn string) netlink.Link {
+func (h *host) up(t testing.TB, ifn string) netlink.Link {
 	t.Helper()
 	l, err := h.nl.LinkByName(ifn)
 	if err != nil {
@@ -119,7 +119,7 @@ func (h *host) up(t *testing.T, ifn string) netlink.Link {
 	return l
 }
 
-func (h *host) addr(t *testing.T, ifn string, addrs ...string) {
+func (h *host) addr(t testing.TB, ifn string, addrs ...string) {
 	t.Helper()
 	l := h.up(t, ifn)
 	for _, a := range addrs {
@@ -135,7 +135,7 @@ func (h *host) addr(t *testing.T, ifn string, addrs ...string) {
 }
 
 // route adds a route of the administrator's (table 0: main).
-func (h *host) route(t *testing.T, dst, via, dev string, table int) {
+func (h *host) route(t testing.TB, dst, via, dev string, table int) {
 	t.Helper()
 	p := netip.MustParsePrefix(dst)
 	r := &netlink.Route{Dst: ipNet(p), Table: table}
@@ -158,7 +158,7 @@ func (h *host) route(t *testing.T, dst, via, dev string, table int) {
 }
 
 // rule adds an ip rule of the administrator's.
-func (h *host) rule(t *testing.T, prio, table, family int) {
+func (h *host) rule(t testing.TB, prio, table, family int) {
 	t.Helper()
 	r := netlink.NewRule()
 	r.Priority, r.Table, r.Family = prio, table, family
@@ -167,12 +167,12 @@ func (h *host) rule(t *testing.T, prio, table, family int) {
 	}
 }
 
-func (h *host) sysctl(t *testing.T, name, value string) {
+func (h *host) sysctl(t testing.TB, name, value string) {
 	t.Helper()
 	h.do(t, func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) })
 }
 
-func (h *host) sysctlIs(t *testing.T, name, want string) {
+func (h *host) sysctlIs(t testing.TB, name, want string) {
 	t.Helper()
 	h.do(t, func() error {
 		b, err := os.ReadFile("/proc/sys/net/" + name)
@@ -184,12 +184,12 @@ func (h *host) sysctlIs(t *testing.T, name, want string) {
 }
 
 // send sends a UDP packet from the host, from a source address of its choice.
-func (h *host) send(t *testing.T, from, to, payload string) error {
+func (h *host) send(t testing.TB, from, to, payload string) error {
 	t.Helper()
 	return h.sendMarked(t, from, to, payload, 0)
 }
 
-func (h *host) sendMarked(t *testing.T, from, to, payload string, mark uint32) error {
+func (h *host) sendMarked(t testing.TB, from, to, payload string, mark uint32) error {
 	t.Helper()
 	src, dst := netip.MustParseAddrPort(from), netip.MustParseAddrPort(to)
 	var serr error
@@ -234,7 +234,7 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 }
 
 // veth joins two hosts.
-func veth(t *testing.T, a *host, an string, b *host, bn string) {
+func veth(t testing.TB, a *host, an string, b *host, bn string) {
 	t.Helper()
 	la := netlink.NewLinkAttrs()
 	la.Name = an
@@ -283,7 +283,7 @@ func (p *tap) find(payload string) (seen, bool, chan struct{}) {
 }
 
 // want waits for the packet with this payload, which must have these addresses.
-func (p *tap) want(t *testing.T, payload, src, dst string) {
+func (p *tap) want(t testing.TB, payload, src, dst string) {
 	t.Helper()
 	deadline := time.After(patience)
 	for {
@@ -304,7 +304,7 @@ func (p *tap) want(t *testing.T, payload, src, dst string) {
 }
 
 // never fails if the packet was seen. Call it behind a fence.
-func (p *tap) never(t *testing.T, payload string) {
+func (p *tap) never(t testing.TB, payload string) {
 	t.Helper()
 	if s, ok, _ := p.find(payload); ok {
 		t.Errorf("%s: packet %q was seen: %v -> %v", p.name, payload, s.src, s.dst)
@@ -312,7 +312,7 @@ func (p *tap) never(t *testing.T, payload string) {
 }
 
 // sniff taps everything that arrives at an interface of the host.
-func (h *host) sniff(t *testing.T, ifn string) *tap {
+func (h *host) sniff(t testing.TB, ifn string) *tap {
 	t.Helper()
 	p := newTap(h.name + "/" + ifn)
 	var f *os.File
@@ -340,7 +340,7 @@ func (h *host) sniff(t *testing.T, ifn string) *tap {
 	return p
 }
 
-func (p *tap) read(t *testing.T, f *os.File) {
+func (p *tap) read(t testing.TB, f *os.File) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -365,9 +365,15 @@ type tun struct {
 	f *os.File
 }
 
-func (h *host) openTun(t *testing.T) *tun {
+func (h *host) openTun(t testing.TB) *tun {
 	t.Helper()
-	d := &tun{tap: newTap("TUN")}
+	d := &tun{tap: newTap("TUN"), f: h.tunFile(t)}
+	d.read(t, d.f)
+	return d
+}
+
+func (h *host) tunFile(t testing.TB) (f *os.File) {
+	t.Helper()
 	h.do(t, func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 		if err != nil {
@@ -381,15 +387,14 @@ func (h *host) openTun(t *testing.T) *tun {
 		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 			return err
 		}
-		d.f = os.NewFile(uintptr(fd), "tun")
+		f = os.NewFile(uintptr(fd), "tun")
 		return nil
 	})
-	d.read(t, d.f)
-	return d
+	return f
 }
 
 // inject lets a packet come out of a tunnel.
-func (d *tun) inject(t *testing.T, from, to, payload string) {
+func (d *tun) inject(t testing.TB, from, to, payload string) {
 	t.Helper()
 	if _, err := d.f.Write(udpPacket(from, to, payload)); err != nil {
 		t.Fatalf("writing to the TUN device: %v", err)
@@ -454,7 +459,7 @@ type adminNAT struct {
 
 const adminTable = "admin"
 
-func (h *host) admin(t *testing.T, n adminNAT) {
+func (h *host) admin(t testing.TB, n adminNAT) {
 	t.Helper()
 	conn, err := nftables.New(nftables.WithNetNSFd(h.fd))
 	if err != nil {
@@ -502,7 +507,7 @@ func (h *host) admin(t *testing.T, n adminNAT) {
 }
 
 // listenUDP returns a function that waits for a payload at a socket of the host.
-func (h *host) listenUDP(t *testing.T, at string) func(t *testing.T, payload string) {
+func (h *host) listenUDP(t testing.TB, at string) func(t testing.TB, payload string) {
 	t.Helper()
 	var c net.PacketConn
 	h.do(t, func() error {
@@ -511,7 +516,7 @@ func (h *host) listenUDP(t *testing.T, at string) func(t *testing.T, payload str
 		return err
 	})
 	t.Cleanup(func() { c.Close() })
-	return func(t *testing.T, payload string) {
+	return func(t testing.TB, payload string) {
 		t.Helper()
 		if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)

@@ -267,7 +267,10 @@ func (b *builder) sample(r Reason) match {
 }
 
 func (b *builder) addIfNames(name string, ifs []string) {
-	set := &nftables.Set{Table: b.table, Name: name, KeyType: nftables.TypeIFName}
+	// The byte order says to the nft command that it may print the names.
+	set := &nftables.Set{
+		Table: b.table, Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian,
+	}
 	var elems []nftables.SetElement
 	for _, i := range ifs {
 		elems = append(elems, nftables.SetElement{Key: ifName(i)})

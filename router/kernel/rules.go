@@ -168,11 +168,12 @@ const (
 
 // shared makes the chain of what would enter the TUN device.
 func (b *builder) shared() {
-	b.families(b.chain(chainIntoTunnel), chainIntoTunnel, func(c *nftables.Chain, f fam) {
+	c := b.chain(chainIntoTunnel)
+	for _, f := range fams {
 		b.each(c, b.pair(f, f.saddr, expr.MetaKeyIIFNAME), accept())
-		b.rule(c, iif(b.tun, true), refuse(ReasonRelay))
-		b.rule(c, refuse(ReasonNotFromZone))
-	})
+	}
+	b.rule(c, iif(b.tun, true), refuse(ReasonRelay))
+	b.rule(c, refuse(ReasonNotFromZone))
 }
 
 // lockdown shuts the TUN device: nothing enters or leaves it. It has base chains of its own, each
@@ -245,10 +246,10 @@ func (b *builder) input() {
 // forward sees what passes through, with the interface that routing chose.
 func (b *builder) forward(rs *ruleset) {
 	tunnel := b.chain("tunnel-forward")
-	b.families(tunnel, tunnel.Name, func(c *nftables.Chain, f fam) {
-		b.each(c, b.pair(f, f.daddr, expr.MetaKeyOIFNAME), accept())
-		b.rule(c, refuse(ReasonTunnelToOther))
-	})
+	for _, f := range fams {
+		b.each(tunnel, b.pair(f, f.daddr, expr.MetaKeyOIFNAME), accept())
+	}
+	b.rule(tunnel, refuse(ReasonTunnelToOther))
 	c := b.hooked(hookForward)
 	b.rule(c, oif(b.tun, true), goTo(chainIntoTunnel))
 	b.rule(c, iif(b.tun, true), goTo(tunnel.Name))
@@ -307,11 +308,13 @@ func (b *builder) postrouting() {
 		b.each(c, b.in(f, f.saddr, setRemote), refuse(ReasonSpoofed))
 	}
 	tunnel := b.chain("tunnel-leaving")
-	b.families(tunnel, tunnel.Name, func(c *nftables.Chain, f fam) {
-		b.each(c, b.pair(f, f.daddr, expr.MetaKeyOIFNAME), accept())
-		leaving(c, f)
-		b.rule(c, refuse(ReasonTunnelToOther))
-	})
+	for _, f := range fams {
+		b.each(tunnel, b.pair(f, f.daddr, expr.MetaKeyOIFNAME), accept())
+	}
+	for _, f := range fams {
+		leaving(tunnel, f)
+	}
+	b.rule(tunnel, refuse(ReasonTunnelToOther))
 	c := b.hooked(hookPostrouting)
 	b.rule(c, oif(b.tun, true), goTo(chainIntoTunnel))
 	b.rule(c, iif(b.tun, true), goTo(tunnel.Name))
