@@ -365,7 +365,7 @@ func (sa *SA) establish() (*established, error) {
 		e.remoteIDs = append(e.remoteIDs, p.id)
 		e.remoteCerts = append(e.remoteCerts, p.leaf)
 		// A parsed certificate is several times as large as its octets, and seldom needed again.
-		p.cert, p.convinced = nil, nil
+		p.cert = nil
 		e.proofs = append(e.proofs, p)
 	}
 	if !hasOffer(sa.peer.Proposals, sa.cur.chosen) {
@@ -387,6 +387,13 @@ func (sa *SA) goUp(e *established) {
 	})
 	info := sa.info()
 	sa.tell(func(o Owner) { o.IKEUp(info) })
+	// The revocation lists may have been replaced since a round was judged.
+	sa.judgeAgain(func(i int) bool {
+		return !slices.ContainsFunc(e.proofs[i].convinced, sa.peer.RemoteAuth[i].sameTrust)
+	})
+	for i := range e.proofs {
+		e.proofs[i].convinced = nil
+	}
 }
 
 // onInitialContact: the peer of a newer IKE SA with our identities knows of no other one. One

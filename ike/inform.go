@@ -220,13 +220,17 @@ func (sa *SA) follow(next *PeerConfig) {
 	for _, c := range sa.est.children {
 		c.cfg = next.child(c.cfg.Name)
 	}
+	sa.judgeAgain(func(i int) bool { return !old.RemoteAuth[i].sameTrust(&next.RemoteAuth[i]) })
+}
+
+// judgeAgain has the peer's certificates of those rounds judged again that are in doubt.
+func (sa *SA) judgeAgain(doubt func(round int) bool) {
 	var queries []CertQuery
-	for i := range next.RemoteAuth {
-		p := sa.est.proofs[i]
-		if p.leaf == nil || old.RemoteAuth[i].sameTrust(&next.RemoteAuth[i]) {
+	for i, p := range sa.est.proofs {
+		if p.leaf == nil || !doubt(i) {
 			continue
 		}
-		q := CertQuery{Peer: next, Round: i, Auth: &next.RemoteAuth[i], ID: p.id, Leaf: p.leaf, Intermediates: p.intermediates, At: sa.now}
+		q := CertQuery{Peer: sa.peer, Round: i, Auth: &sa.peer.RemoteAuth[i], ID: p.id, Leaf: p.leaf, Intermediates: p.intermediates, At: sa.now}
 		for _, e := range sa.est.proofs[:i] {
 			var cert *x509.Certificate
 			if e.leaf != nil {
@@ -251,7 +255,7 @@ func (sa *SA) follow(next *PeerConfig) {
 	}})
 }
 
-// onReverdict takes the verdict that follow asked for.
+// onReverdict takes the verdict that judgeAgain asked for.
 func (sa *SA) onReverdict(ev evVerdict) {
 	if ev.job != sa.rejudge || sa.state != StateEstablished {
 		return

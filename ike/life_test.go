@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -218,6 +219,51 @@ func TestRevokedWhileUp(t *testing.T) {
 	p.empty()
 	if !slices.Contains(p.b.Codes(), ike.CodeRevoked) {
 		t.Errorf("B refused %v", p.b.Codes())
+	}
+}
+
+// TestRevokedDuringHandshake: a certificate that was good when it was judged, and was revoked before
+// the IKE SA stood, is of no use at either end.
+func TestRevokedDuringHandshake(t *testing.T) {
+	t.Parallel()
+	f := facilities()
+	up := 0
+	for d := time.Duration(0); d < 500*time.Millisecond; d += 15 * time.Millisecond {
+		for bad := range 2 {
+			ca := must(labca.New(labca.Options{Kind: labca.Service, Name: "group-r", At: iketest.Epoch.Add(-time.Hour)}))
+			var c [2]*credential
+			for i := range c {
+				c[i] = issue(ca, f[i].name+".group-r.example", labca.P256, f[i].device, nil)
+			}
+			mk := func(i int, crls []*x509.RevocationList) *ike.PeerConfig {
+				x := connection(t, "a-b", f[i], f[1-i], c[i], c[1-i], []netip.Addr{addrB, addrA}[i], fmt.Sprintf("10.%d.0.0/24", 1+i), fmt.Sprintf("10.%d.0.0/24", 2-i))
+				x.RemoteAuth[1].CRLs = crls
+				return x
+			}
+			good := must(ca.CRLs(iketest.Epoch.Add(-time.Minute), 24*time.Hour))
+			p := newPair(t, pairOptions{edit: func(p *pair) { p.ca, p.cb = mk(0, good), mk(1, good) }})
+			p.w.Token = 50 * time.Millisecond
+			initiate(t, p.a, "a-b")
+			p.w.For(d)
+			if err := ca.Revoke(c[bad].leaf.SerialNumber, p.w.Now(), 1); err != nil {
+				t.Fatal(err)
+			}
+			judge := []*iketest.Node{p.b, p.a}[bad]
+			if err := judge.Endpoint.SetPeers([]*ike.PeerConfig{mk(1-bad, must(ca.CRLs(p.w.Now(), 24*time.Hour)))}); err != nil {
+				t.Fatal(err)
+			}
+			p.w.For(time.Minute)
+			p.empty()
+			if !slices.Contains(judge.Codes(), ike.CodeRevoked) {
+				t.Errorf("%s, %v after the beginning: refused %s", judge.Name, d, texts(judge.Refusals))
+			}
+			if len(judge.Ended) > 0 {
+				up++
+			}
+		}
+	}
+	if up == 0 {
+		t.Error("the list never came late")
 	}
 }
 

@@ -45,7 +45,7 @@ type SA struct {
 	actions []action
 
 	ended   Reason // why our Delete was sent
-	rejudge uint64 // job of follow
+	rejudge uint64 // job of judgeAgain
 	lastJob uint64
 }
 
