@@ -22,9 +22,11 @@ type branch struct {
 	first *PeerConfig // in the order of the policy
 	order int         // of first
 	n     int         // connections in it
-	local int         // number of our credential of the round
 
-	trust  int          // number of what convinces us in the round
+	// Of the round, as numbered by the indexer: LocalAuth that are sameAs each other, RemoteAuth of
+	// the sameTrust.
+	local, trust int
+
 	leaf   *leaf        // those that need no other round
 	next   []*branch    // those that do
 	wanted []Identity   // some identities of their next round, for messages
