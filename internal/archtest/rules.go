@@ -42,6 +42,8 @@ var arrows = []arrow{
 	{"internal/lab", []string{"internal/...", "policy", "pkichip", "audit", "router/control", "ike", "ike/suite", "esp"}, "the laboratory drives the product from outside, through its binaries, files and control API; ike and esp are for its attackers, who speak the protocols themselves"},
 	{"sp/registry", []string{"internal/certs", "policy"}, "the model of members and contracts: of policy it takes the words and types, and it does no I/O but reading a folder that it is given"},
 	{"sp/compile", []string{"sp/registry", "policy", "internal/certs"}, "registry in, policy documents out: it signs nothing, stores nothing and reads no clock"},
+	{"sp/issue", []string{"internal/certs"}, "a service's CA is handed signers, times and a recorder; it knows neither registry nor database"},
+	{"sp/est", []string{"sp/issue", "internal/certs"}, "the enrolment server asks interfaces for membership and issues through sp/issue's"},
 	{"cmd/wardgated", []string{"router/...", "router"}, "flags, configuration, signals, exit codes"},
 	{"cmd/wardgate", []string{"router/control", "policy", "audit", "pkichip", "pkichip/chipproto", "internal/certs"}, "the operator's command line talks to the daemon over its socket and must not link the data path"},
 	{"cmd/wardgate-chip", []string{"pkichip/token", "pkichip/chipproto"}, "foreign C code lives in this process: nothing that parses packets may"},
