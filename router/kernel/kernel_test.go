@@ -1050,3 +1050,44 @@ func TestManyLengths(t *testing.T) {
 	l.refused(t, ReasonNotFromZone)
 	l.nowhere(t, "wrong zone")
 }
+
+// TestLockdownOfAnotherTable: a new process shuts a table that an older version made, with other
+// chains and sets, and keeps what else it says.
+func TestLockdownOfAnotherTable(t *testing.T) {
+	l := newLab(t)
+	l.careless(t)
+	l.a.up(t, tunName)
+	l.k = l.open(t)
+	conn, err := l.k.newConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBuilder(conn, conn.AddTable(l.k.table()), tunName)
+	b.log, b.mark = DefaultLogGroup, DefaultMark
+	fillModel(b, &ruleset{state: l.state()})
+	if b.err != nil {
+		t.Fatal(b.err)
+	}
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	l.counted = l.counts(t)
+	// With a socket there, or the host's ICMP answer would be one more packet to count.
+	socket := l.lan.listenUDP(t, "10.1.1.10:104")
+	l.tun.inject(t, "10.2.1.9:1", "10.1.1.10:104", "before")
+	socket(t, "before")
+	l.atLAN.want(t, "before", "10.2.1.9:1", "10.1.1.10:104")
+	for range 2 { // it may be told again
+		if err := l.k.Lockdown(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.tun.inject(t, "10.2.1.9:1", "10.1.1.10:104", "into locked")
+	l.refused(t, ReasonLocked)
+	l.nowhere(t, "into locked")
+	if err := l.lan.send(t, "10.2.1.9:1", "198.51.100.10:104", "spoofed"); err != nil {
+		t.Fatal(err)
+	}
+	l.refused(t, ReasonSpoofed)
+	l.nowhere(t, "spoofed")
+}
