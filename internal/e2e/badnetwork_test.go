@@ -68,12 +68,6 @@ func TestBadNetwork(t *testing.T) {
 	}
 	got, err := u.run(ctx)
 	must(t, err)
-	t.Logf("%d datagrams, %d out of order", got, u.disorder)
-	defer func() {
-		for _, f := range n.Sides {
-			t.Logf("%s: %s", f.Title, notZero(counters(ctx, t, f)))
-		}
-	}()
 	must(t, lab.WaitFor(ctx, "every copy to be counted", 5*time.Second, func() error {
 		c := counters(ctx, t, n.Sides[1])
 		var wait, dup, bad int

@@ -64,7 +64,7 @@ func TestOnTheWire(t *testing.T) {
 
 			esp, others := wireshark(t, wire, keys[0])
 			for _, p := range others {
-				o, _, ok := outerOf(p)
+				o, ok := outerOf(p)
 				if ok && (private(o.src) || private(o.dst)) {
 					t.Errorf("in the clear: %v", p)
 				}
@@ -144,10 +144,10 @@ func (w *captured) check(t *testing.T, n *lab.Line, esp []sealed, native bool) {
 			continue
 		}
 		tos[e.outer.tos] = true
-		switch p.proto {
-		case layers.IPProtocolUDP:
+		switch {
+		case p.proto == layers.IPProtocolUDP:
 			datagrams++
-		case layers.IPProtocolICMPv4, layers.IPProtocolICMPv6:
+		case p.isICMP():
 			pings++
 		}
 	}
@@ -221,8 +221,8 @@ func (e *sealed) check(n *lab.Line, native bool) (*inner, error) {
 
 // known tells whether an inner packet is one that was sent.
 func (w *captured) known(p *inner, isn map[netip.AddrPort]uint32, parts [][]part) error {
-	switch p.proto {
-	case layers.IPProtocolTCP:
+	switch {
+	case p.proto == layers.IPProtocolTCP:
 		who := netip.AddrPortFrom(p.src, p.srcPort)
 		if p.syn {
 			isn[who] = p.seq
@@ -242,7 +242,7 @@ func (w *captured) known(p *inner, isn map[netip.AddrPort]uint32, parts [][]part
 		}
 		parts[i] = append(parts[i], part{off, off + int64(len(p.payload))})
 		return nil
-	case layers.IPProtocolUDP:
+	case p.proto == layers.IPProtocolUDP:
 		if !slices.Contains(captureTOS, int(p.tos)) {
 			return fmt.Errorf("a datagram with DSCP and ECN %#02x; want one of %#02x", p.tos, captureTOS)
 		}
@@ -250,7 +250,7 @@ func (w *captured) known(p *inner, isn map[netip.AddrPort]uint32, parts [][]part
 			return fmt.Errorf("a datagram that was not sent: %x", p.payload)
 		}
 		return nil
-	case layers.IPProtocolICMPv4, layers.IPProtocolICMPv6:
+	case p.isICMP():
 		const clock = 16 // ping's time comes first
 		echo := []uint8{0, 8}
 		if p.proto == layers.IPProtocolICMPv6 {
@@ -272,7 +272,7 @@ func (w *captured) checkLAN(t *testing.T, n *lab.Line, lan *lab.Capture) {
 	must(t, err)
 	arrived := 0
 	for i, p := range packets {
-		o, _, ok := outerOf(p)
+		o, ok := outerOf(p)
 		if !ok || o.src != n.Addr(1, o.src.Is6()) {
 			continue
 		}

@@ -59,15 +59,14 @@ func TestNativeESP(t *testing.T) {
 			seen := map[layers.IPProtocol]int{}
 			from := map[netip.Addr]bool{}
 			for _, p := range packets {
-				o, _, ok := outerOf(p)
+				o, ok := outerOf(p)
 				if !ok || private(o.src) || private(o.dst) {
 					if ok {
 						t.Errorf("in the clear: %v", p)
 					}
 					continue
 				}
-				udp, is := p.TransportLayer().(*layers.UDP)
-				if o.proto == layers.IPProtocolESP || is && (udp.SrcPort == 4500 || udp.DstPort == 4500) && len(udp.Payload) > 4 && string(udp.Payload[:4]) != "\x00\x00\x00\x00" {
+				if isESP(p, o) {
 					seen[o.proto]++
 					from[o.src] = true
 				}

@@ -55,13 +55,8 @@ func wireshark(t *testing.T, c *lab.Capture, keys string) (esp []sealed, others 
 	must(t, err)
 	opened := tshark(t, c.File, keys)
 	for i, p := range packets {
-		o, payload, ok := outerOf(p)
-		isESP := ok && o.proto == layers.IPProtocolESP
-		if udp, is := p.TransportLayer().(*layers.UDP); is && (udp.SrcPort == 4500 || udp.DstPort == 4500) {
-			payload = udp.Payload
-			isESP = len(payload) > 1 && !bytes.HasPrefix(payload, make([]byte, 4))
-		}
-		if !isESP {
+		o, ok := outerOf(p)
+		if !ok || !isESP(p, o) {
 			if o.frag {
 				t.Errorf("frame %d is a fragment: %v", i+1, p)
 			}
@@ -79,20 +74,28 @@ func wireshark(t *testing.T, c *lab.Capture, keys string) (esp []sealed, others 
 	return esp, others
 }
 
-func outerOf(p gopacket.Packet) (o outerHeader, payload []byte, ok bool) {
+// isESP tells ESP, as protocol 50 or in UDP (RFC 3948, section 2), from everything else.
+func isESP(p gopacket.Packet, o outerHeader) bool {
+	if udp, ok := p.TransportLayer().(*layers.UDP); ok && (udp.SrcPort == 4500 || udp.DstPort == 4500) {
+		return len(udp.Payload) > 4 && !bytes.HasPrefix(udp.Payload, make([]byte, 4))
+	}
+	return o.proto == layers.IPProtocolESP
+}
+
+func outerOf(p gopacket.Packet) (o outerHeader, ok bool) {
 	switch ip := p.NetworkLayer().(type) {
 	case *layers.IPv4:
 		o = outerHeader{tos: ip.TOS, ttl: ip.TTL, df: ip.Flags&layers.IPv4DontFragment != 0, frag: ip.Flags&layers.IPv4MoreFragments != 0 || ip.FragOffset != 0, proto: ip.Protocol}
 		o.src, _ = netip.AddrFromSlice(ip.SrcIP)
 		o.dst, _ = netip.AddrFromSlice(ip.DstIP)
-		return o, ip.Payload, true
+		return o, true
 	case *layers.IPv6:
 		o = outerHeader{tos: ip.TrafficClass, ttl: ip.HopLimit, df: true, frag: p.Layer(layers.LayerTypeIPv6Fragment) != nil, proto: ip.NextHeader}
 		o.src, _ = netip.AddrFromSlice(ip.SrcIP)
 		o.dst, _ = netip.AddrFromSlice(ip.DstIP)
-		return o, ip.Payload, true
+		return o, true
 	}
-	return o, nil, false
+	return o, false
 }
 
 type openedESP struct {
@@ -150,6 +153,10 @@ type inner struct {
 	syn              bool
 	icmpType         uint8
 	payload          []byte
+}
+
+func (p *inner) isICMP() bool {
+	return p.proto == layers.IPProtocolICMPv4 || p.proto == layers.IPProtocolICMPv6
 }
 
 // parseInner reads a whole packet, and fails where a length or a checksum is wrong.
