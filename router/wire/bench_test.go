@@ -51,11 +51,7 @@ func BenchmarkSend(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/%d", w.name, size), func(b *testing.B) {
 				g, to := benchGroup(b, false)
 				s := g.Sockets()[0]
-				if err := s.in.conn.Control(func(uintptr) {
-					if err := linux.filter(int(s.fd), unix.SO_ATTACH_FILTER, program([]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}})); err != nil {
-						b.Error(err)
-					}
-				}); err != nil {
+				if err := linux.filter(int(s.fd), unix.SO_ATTACH_FILTER, program([]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}})); err != nil {
 					b.Fatal(err)
 				}
 				x, msgs := s.NewSender(), benchMessages(to, w.msgs, w.run, size)
@@ -213,8 +209,9 @@ func TestNoAllocations(t *testing.T) {
 				{Buf: fill(70000, 1, 1), Segment: 70, Dest: to, TOS: 0xb8},
 				{Buf: fill(70000, 1, 1), Dest: to}, // too big
 				{Dest: nil},
+				{Buf: fill(4200, 1, 1), Segment: 1400, Dest: to, Fragment: true},
 			}
-			want := 1400 + 14000 + 70000
+			want := 1400 + 14000 + 70000 + 4200
 			if n := testing.AllocsPerRun(100, func() {
 				if failed := x.Send(msgs); failed != 2 {
 					t.Fatalf("%d failed", failed)

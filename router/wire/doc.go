@@ -12,8 +12,11 @@
 // Whatever the kernel or a device refuses of this is done the slow way, told once to
 // [Options].Log, and counted.
 //
-// Everything leaves with don't-fragment set, and the kernel's idea of the path MTU, which an ICMP
-// message that anybody can forge would change, is not asked: datagrams longer than the MTU of the
-// link come back with EMSGSIZE, and what routers on the way say is reported as it came
-// ([Socket.OnError]).
+// Everything but messages with [Message].Fragment leaves with don't-fragment set, and the kernel's
+// idea of the path MTU, which an ICMP message that anybody can forge would change, is not asked:
+// datagrams longer than the MTU of the link come back with EMSGSIZE, and what routers on the way
+// say is reported as it came ([Socket.OnError]).
+//
+// A goroutine that waits in Receive or Send keeps a thread, blocked in the kernel, and not in the
+// runtime's poller: that costs a thread a queue, and saves waking another one for each datagram.
 package wire

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"unsafe"
 
@@ -30,10 +29,12 @@ type fakeKernel struct {
 }
 
 // fakeSocket is a socket without one.
-func fakeSocket(g *Group, conn syscall.RawConn) *Socket {
-	s := &Socket{g: g, in: gate{conn: conn}, out: gate{conn: conn}}
-	s.receive.init(s)
-	return s
+func fakeSocket(g *Group) *Socket {
+	g.stop = -1
+	if g.sys.poll == nil {
+		g.sys.poll = func(_, _ int, events int16, _ int) (int16, unix.Errno) { return events, 0 }
+	}
+	return newSocket(g, 0, -1)
 }
 
 // handed is a datagram that the kernel took, or a failure.
@@ -41,15 +42,8 @@ type handed struct {
 	payload string
 	to      netip.AddrPort
 	tos     int
+	fd      uintptr
 	err     unix.Errno // ENOBUFS: taken and dropped; otherwise a refusal
-}
-
-func (k *fakeKernel) Control(f func(uintptr)) error    { f(0); return nil }
-func (k *fakeKernel) Write(f func(uintptr) bool) error { return errors.New("not used") }
-func (k *fakeKernel) Read(f func(uintptr) bool) error {
-	for !f(0) { // the poller says that there is room
-	}
-	return nil
 }
 
 // sender makes a sender whose system calls are k's.
@@ -58,7 +52,7 @@ func (k *fakeKernel) sender(v6, native bool, log func(string, ...any)) *Sender {
 	g.sys.sendmsg, g.sys.sendmmsg = k.sendmsg, k.sendmmsg
 	g.gso.Store(!native)
 	g.mmsgOut.Store(true)
-	return fakeSocket(g, k).NewSender()
+	return fakeSocket(g).NewSender()
 }
 
 func (k *fakeKernel) begin() unix.Errno {
@@ -69,14 +63,14 @@ func (k *fakeKernel) begin() unix.Errno {
 	return 0
 }
 
-func (k *fakeKernel) sendmsg(_ uintptr, h *unix.Msghdr) (int, unix.Errno) {
+func (k *fakeKernel) sendmsg(fd uintptr, h *unix.Msghdr) (int, unix.Errno) {
 	if e := k.begin(); e != 0 {
 		return -1, e
 	}
-	return 1, k.one(h)
+	return 1, k.one(fd, h)
 }
 
-func (k *fakeKernel) sendmmsg(_ uintptr, v *mmsghdr, n int) (int, unix.Errno) {
+func (k *fakeKernel) sendmmsg(fd uintptr, v *mmsghdr, n int) (int, unix.Errno) {
 	if k.noMmsg {
 		return -1, unix.ENOSYS
 	}
@@ -89,7 +83,7 @@ func (k *fakeKernel) sendmmsg(_ uintptr, v *mmsghdr, n int) (int, unix.Errno) {
 	}
 	for i, m := range unsafe.Slice(v, n)[:most] {
 		before := len(k.sent)
-		if e := k.one(&m.hdr); e != 0 {
+		if e := k.one(fd, &m.hdr); e != 0 {
 			if i == 0 {
 				return -1, e
 			}
@@ -100,7 +94,7 @@ func (k *fakeKernel) sendmmsg(_ uintptr, v *mmsghdr, n int) (int, unix.Errno) {
 	return most, 0
 }
 
-func (k *fakeKernel) one(h *unix.Msghdr) unix.Errno {
+func (k *fakeKernel) one(fd uintptr, h *unix.Msghdr) unix.Errno {
 	if k.passing != nil {
 		if e := k.passing(); e != 0 {
 			return e
@@ -148,13 +142,13 @@ func (k *fakeKernel) one(h *unix.Msghdr) unix.Errno {
 				return e
 			}
 			for _, q := range cut(&Message{Buf: p, Segment: segment}) {
-				k.sent = append(k.sent, handed{q, to, tos, e})
+				k.sent = append(k.sent, handed{q, to, tos, fd, e})
 			}
 			return e
 		}
 	}
 	for _, q := range cut(&Message{Buf: p, Segment: segment}) {
-		k.sent = append(k.sent, handed{q, to, tos, 0})
+		k.sent = append(k.sent, handed{q, to, tos, fd, 0})
 	}
 	return 0
 }
@@ -210,11 +204,15 @@ func TestSendModel(t *testing.T) {
 			k.passing = nil
 		}
 		x := k.sender(v6, native, nil)
+		const forFragments = 7
+		x.s.g.fragments = &fragments{fd: forFragments}
+		x.s.g.opt.Addr = host(9, v6)
 		for range rapid.IntRange(1, 3).Draw(t, "calls of Send") {
 			var msgs []Message
 			for i := range rapid.IntRange(1, 90).Draw(t, "messages") {
 				n := rapid.OneOf(rapid.IntRange(0, 400), rapid.IntRange(0, 3000), rapid.IntRange(0, 150_000)).Draw(t, "octets")
 				m := Message{Buf: fill(n, uint32(i), uint32(i)), Dest: dests[rapid.IntRange(0, 2).Draw(t, "dest")], TOS: rapid.Uint8().Draw(t, "TOS"), Err: unix.EIO}
+				m.Fragment = !v6 && rapid.IntRange(0, 3).Draw(t, "may be fragmented") == 0
 				if rapid.Bool().Draw(t, "run") {
 					m.Segment = rapid.OneOf(rapid.IntRange(max(n/100, 1), 2000), rapid.IntRange(max(n/100, 1), 65535), rapid.Just(max(n/64, 1))).Draw(t, "segment")
 				}
@@ -250,6 +248,9 @@ func TestSendModel(t *testing.T) {
 					if got.payload != p || got.to != port || got.tos != int(m.TOS) {
 						t.Fatalf("message %d, datagram %d: %d octets %.8x to %s, class %#x, error %v; want %d octets %.8x to %s, class %#x",
 							i, j, len(got.payload), got.payload, got.to, got.tos, got.err, len(p), p, port, m.TOS)
+					}
+					if (got.fd == forFragments) != m.Fragment {
+						t.Fatalf("message %d, datagram %d: may be fragmented: %t; sent by socket %d", i, j, m.Fragment, got.fd)
 					}
 					if got.err == unix.ENOBUFS {
 						dropped++
@@ -525,7 +526,11 @@ func TestReceiveOddities(t *testing.T) {
 			return len(packets), 0
 		}
 		g.sys.recvmsg = func(uintptr, *unix.Msghdr, int) (int, unix.Errno) { return -1, unix.EAGAIN }
-		s := fakeSocket(g, readable{})
+		g.sys.poll = func(int, int, int16, int) (int16, unix.Errno) {
+			t.Error("waited, while there was something to receive")
+			return unix.POLLIN, 0
+		}
+		s := fakeSocket(g)
 		b := NewBatch(8, 24)
 		for range 2 {
 			if err := s.Receive(b); err != nil {
@@ -560,17 +565,6 @@ func TestReceiveOddities(t *testing.T) {
 		}
 	}
 }
-
-type readable struct{}
-
-func (readable) Control(f func(uintptr)) error { f(0); return nil }
-func (readable) Read(f func(uintptr) bool) error {
-	if !f(0) {
-		return errors.New("nothing to receive")
-	}
-	return nil
-}
-func (readable) Write(func(uintptr) bool) error { return nil }
 
 // Few messages are asked for when they are large, many when they are small.
 func TestBatchAdapts(t *testing.T) {

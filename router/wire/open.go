@@ -1,10 +1,12 @@
 package wire
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +44,11 @@ type Group struct {
 	sys     calls
 	sockets []*Socket
 
+	fragments *fragments // nil: the kernel does not let us
+	stop      int        // eventfd, readable once the group is being closed; -1: none yet
+	closed    atomic.Bool
+	closing   sync.Once
+
 	// What the kernel does for us. Fallbacks turn these off while the sockets are in use.
 	gso, mmsgOut, mmsgIn atomic.Bool
 	gro, steered         bool
@@ -59,6 +66,7 @@ const (
 	noteNoRecvmmsg
 	noteNoSteer
 	noteNoErrors
+	noteNoFragments
 	numNotes
 )
 
@@ -84,7 +92,7 @@ func open(opt Options, native bool, sys calls) (*Group, error) {
 	if native {
 		opt.Port = 0
 	}
-	g := &Group{opt: opt, native: native, v6: opt.Addr.Is6(), sys: sys}
+	g := &Group{opt: opt, native: native, v6: opt.Addr.Is6(), sys: sys, stop: -1}
 	g.mmsgIn.Store(true)
 	g.mmsgOut.Store(true)
 	if err := g.open(); err != nil {
@@ -116,7 +124,10 @@ func (g *Group) explain(err error) error {
 	return fmt.Errorf("wire: open %s: %w%s", what, err, hint)
 }
 
-func (g *Group) open() error {
+func (g *Group) open() (err error) {
+	if g.stop, err = newStop(); err != nil {
+		return err
+	}
 	if !g.native && g.opt.Queues > 1 {
 		if err := g.alone(); err != nil {
 			return err
@@ -131,11 +142,10 @@ func (g *Group) open() error {
 			_ = unix.Close(fd)
 			return err
 		}
-		s, err := newSocket(g, q, fd)
-		if err != nil {
-			return err
-		}
-		g.sockets = append(g.sockets, s)
+		g.sockets = append(g.sockets, newSocket(g, q, fd))
+	}
+	if g.fragments, err = g.openFragments(); err != nil {
+		g.tell(noteNoFragments, "no socket for packets that may be fragmented: they are sent like others, with don't-fragment", "error", err)
 	}
 	return nil
 }
@@ -336,12 +346,34 @@ func (g *Group) Offloads() Offloads {
 	return Offloads{Steer: g.steered || g.native && g.opt.Queues > 1, GRO: g.gro, GSO: g.gso.Load()}
 }
 
-// Close closes all sockets: who waits in Receive or Send gets net.ErrClosed. A second call does
-// nothing.
-func (g *Group) Close() error {
-	var err error
+// Close closes all sockets: who waits in Receive or Send gets net.ErrClosed. It returns when nobody
+// uses them any more, so it must not be called in what OnError calls. A second call does nothing.
+func (g *Group) Close() (err error) {
+	g.closing.Do(func() { err = g.close() })
+	return err
+}
+
+func (g *Group) close() (err error) {
+	g.closed.Store(true)
+	if g.stop < 0 {
+		return nil
+	}
+	// Nobody reads it: it is readable from now on.
+	if _, err := unix.Write(g.stop, binary.NativeEndian.AppendUint64(nil, 1)); err != nil {
+		return os.NewSyscallError("write", err)
+	}
 	for _, s := range g.sockets {
-		err = errors.Join(err, s.close())
+		s.quiesce()
+	}
+	fds := []int{g.stop}
+	for _, s := range g.sockets {
+		fds = append(fds, int(s.fd))
+	}
+	if g.fragments != nil {
+		fds = append(fds, g.fragments.fd, g.fragments.route)
+	}
+	for _, fd := range fds {
+		err = errors.Join(err, os.NewSyscallError("close", g.sys.close(fd)))
 	}
 	return err
 }

@@ -4,63 +4,59 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// maxPending is how many errors in a row a receiver skips before it looks at the poller again.
+// maxPending is how many errors in a row a receiver skips before it looks whether the group is
+// closed.
 const maxPending = 1 << 10
-
-// shutAfter is how many calls in a row must have received something until the gate is shut: opening
-// and shutting it costs two system calls, which must not come with every datagram of a slow flow.
-const shutAfter = 4
 
 // receiver is the receiving half of a socket.
 type receiver struct {
 	recvCounts
+	using sync.Mutex // held in Receive, for Close to wait for
 	s     *Socket
-	fn    func(fd uintptr) bool // ready, made once
 	b     *Batch
-	err   unix.Errno // what ended ready
-	woken bool       // the poller said that there is something
-	busy  int        // calls in a row that received something
 	errq  errorQueue
 }
 
 func (r *receiver) init(s *Socket) {
 	r.s = s
-	r.fn = r.ready
 	r.errq.init()
 }
 
 // Receive waits until there is something, receives as much as there is and b holds, and puts it
 // into b.Datagrams. After Close it returns net.ErrClosed; other errors mean that the socket cannot
-// be used any more. Errors about datagrams that were sent go to OnError and do not end it.
+// be used any more. Errors about datagrams that were sent go to OnError and do not end it. A
+// goroutine that waits keeps a thread.
 func (s *Socket) Receive(b *Batch) error {
-	r := &s.receive
+	r, g := &s.receive, s.g
+	r.using.Lock()
+	defer r.using.Unlock()
 	b.Datagrams = b.all[:0]
 	r.b = b
-	for {
-		r.err, r.woken = 0, false
-		err := s.in.conn.Read(r.fn)
-		if r.woken {
-			s.parked.Store(false)
-		}
+	for !g.closed.Load() {
+		e := r.try()
 		switch {
 		case len(b.Datagrams) > 0:
 			return nil
-		case s.closed.Load():
-			return net.ErrClosed
-		case r.err != 0:
-			return s.wrap("receive", r.err)
-		case err != nil:
-			return s.wrap("receive", err)
+		case e == unix.EAGAIN:
+			// An error about a datagram that was sent ends the wait as long as it is unread.
+			r.waits.add(1)
+			if revents, open := g.wait(int(s.fd), unix.POLLIN, -1); open && revents&unix.POLLERR != 0 {
+				s.drain(s.fd)
+			}
+		case e != 0:
+			return s.wrap("receive", e)
 		}
 	}
+	return net.ErrClosed
 }
 
-// ready receives what is there; false lets the poller wait.
-func (r *receiver) ready(uintptr) bool {
+// try receives what is there.
+func (r *receiver) try() unix.Errno {
 	s, b := r.s, r.b
 	fd := s.fd
 	for range maxPending {
@@ -84,43 +80,23 @@ func (r *receiver) ready(uintptr) bool {
 				if s.pending.Load() {
 					s.drain(fd)
 				}
-				if r.busy++; r.busy == shutAfter && s.in.open {
-					s.in.set(fd, 0)
-					s.in.open = false
-				}
-				return true
+				return 0
 			}
 		case unix.EINTR:
-		case unix.EAGAIN:
-			// An error wakes like a datagram does. Of one that came before, and that a sender was
-			// given, the sender tells.
-			s.parked.Store(true)
-			if r.woken || s.pending.Load() {
-				s.drain(fd)
-			}
-			if !s.in.open {
-				s.in.set(fd, unix.EPOLLIN)
-				s.in.open = true
-			}
-			r.waits.add(1)
-			r.woken, r.busy = true, 0
-			return false
+		case unix.EAGAIN, unix.EBADF, unix.ENOTSOCK, unix.EFAULT, unix.EINVAL:
+			return e
 		case unix.ENOSYS:
 			if !many {
-				r.err = e
-				return true
+				return e
 			}
 			s.g.mmsgIn.Store(false) // perhaps another queue met it, too
 			s.g.tell(noteNoRecvmmsg, "the kernel has no recvmmsg: one message is received a call")
-		case unix.EBADF, unix.ENOTSOCK, unix.EFAULT, unix.EINVAL:
-			r.err = e
-			return true
 		default: // was pending, see passing; or the moment's, like ENOMEM
 			r.pendingErrors.add(1)
 			s.drain(fd)
 		}
 	}
-	return true
+	return 0
 }
 
 // take moves n messages from the headers to b.Datagrams.

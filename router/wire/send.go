@@ -2,6 +2,7 @@ package wire
 
 import (
 	"net"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 
@@ -29,7 +30,12 @@ type Message struct {
 	Segment int    // 0: one datagram; otherwise it is cut into datagrams of this size, the last of which may be shorter
 	Dest    *Dest
 	TOS     uint8 // traffic class and ECN
-	Err     error // set by Send; nil: everything was handed to the network
+	// Fragment lets datagrams of this message be fragmented on their way: without don't-fragment for
+	// IPv4; of more than 1280 octets, headers included, fragmented at once for IPv6. That is slow, and
+	// for the few packets that nobody can send any smaller: RFC 4301, section 8.2.1, and RFC 2473,
+	// section 7.1 b, where the path takes less than what IPv6 asks of a link.
+	Fragment bool
+	Err      error // set by Send; nil: everything was handed to the network
 }
 
 // Sender sends from a socket. It belongs to one goroutine and lives as long as its socket.
@@ -40,10 +46,11 @@ type Sender struct {
 	iovs   []unix.Iovec
 	at     []mark
 	ctl    []byte
-	tryFn  func(fd uintptr)      // try, made once
-	waitFn func(fd uintptr) bool // wait, made once
-	limit  int                   // octets of a message
+	limit  int        // octets of a message
+	using  sync.Mutex // held in Send, for Close to wait for
+	pieces []piece    // for fragments of IPv6; made when first needed
 
+	fd    uintptr    // where to send hdrs: the socket, or that for fragments
 	lo, n int        // headers to send: hdrs[lo:n]
 	err   unix.Errno // what hdrs[lo] failed with
 	again bool       // the send buffer is full
@@ -65,11 +72,11 @@ func (s *Socket) NewSender() *Sender {
 		at:    make([]mark, sendBatch),
 		ctl:   make([]byte, sendBatch*sendControl),
 		limit: maxPayload4,
+		fd:    s.fd,
 	}
 	if s.g.v6 {
 		x.limit = maxPayload6
 	}
-	x.tryFn, x.waitFn = x.try, x.wait
 	for i := range x.hdrs {
 		h := &x.hdrs[i].hdr
 		h.Iov = &x.iovs[i]
@@ -92,6 +99,8 @@ func (x *Sender) Socket() *Socket { return x.s }
 // device dropped a part of the message, and the rest was sent. Between several messages the kernel
 // may keep such a drop to itself: what it dropped is then offered once more.
 func (x *Sender) Send(msgs []Message) (failed int) {
+	x.using.Lock()
+	defer x.using.Unlock()
 	for m := range msgs {
 		if msgs[m].Err = x.check(&msgs[m]); msgs[m].Err != nil {
 			x.other.add(1)
@@ -106,6 +115,16 @@ func (x *Sender) Send(msgs []Message) (failed int) {
 	for i < len(msgs) {
 		// Fill headers from there on.
 		n := 0
+		if msg := &msgs[i]; msg.Fragment && msg.Err == nil && x.s.g.fragments != nil {
+			if closed := x.fragment(msg); closed {
+				return failed + x.abandon(msgs[i:])
+			}
+			if msg.Err != nil {
+				failed++
+			}
+			i++
+			continue
+		}
 		for m, o := i, off; m < len(msgs) && n < len(x.hdrs); {
 			msg := &msgs[m]
 			if o == 0 && msg.Err != nil {
@@ -116,6 +135,9 @@ func (x *Sender) Send(msgs []Message) (failed int) {
 			}
 			if refused != 0 && m > plain {
 				break // what comes of the refused message decides how the next go
+			}
+			if msg.Fragment && x.s.g.fragments != nil {
+				break // has its turn when all before it went
 			}
 			size, segment := x.cut(msg, o, m == plain)
 			x.fill(n, msg, mark{m, o, size, segment})
@@ -131,14 +153,7 @@ func (x *Sender) Send(msgs []Message) (failed int) {
 			if x.lo < n {
 				i = x.at[x.lo].msg
 			}
-			for ; i < len(msgs); i++ {
-				if msgs[i].Err == nil {
-					x.other.add(1)
-					failed++
-				}
-				msgs[i].Err = net.ErrClosed
-			}
-			return failed
+			return failed + x.abandon(msgs[i:])
 		}
 		if x.lo > 0 && refused != 0 {
 			// A datagram went where the run did not: it is the offload that is refused.
@@ -168,6 +183,18 @@ func (x *Sender) Send(msgs []Message) (failed int) {
 		if off += at.size; x.err != unix.ENOBUFS || off >= len(msg.Buf) {
 			i, off = i+1, 0
 		}
+	}
+	return failed
+}
+
+// abandon has the messages fail because of Close, and returns how many had not failed before.
+func (x *Sender) abandon(msgs []Message) (failed int) {
+	for i := range msgs {
+		if msgs[i].Err == nil {
+			x.other.add(1)
+			failed++
+		}
+		msgs[i].Err = net.ErrClosed
 	}
 	return failed
 }
@@ -248,16 +275,9 @@ func (x *Sender) fill(n int, m *Message, at mark) {
 	h.SetControllen(used)
 }
 
-// flush sends hdrs[:n]. Afterwards x.lo tells how many went, x.err why the next did not.
+// flush sends hdrs[:n] and counts. Afterwards x.lo tells how many went, x.err why the next did not.
 func (x *Sender) flush(n int) (closed bool) {
-	x.lo, x.n, x.err, x.again = 0, n, 0, false
-	// Control does not lock the socket, so senders do not wait for each other. Only who must wait
-	// for room asks the poller.
-	err := x.s.in.conn.Control(x.tryFn)
-	if err == nil && x.again {
-		x.waits.add(1)
-		err = x.s.out.conn.Read(x.waitFn)
-	}
+	closed = x.send(n)
 	var datagrams, runs uint64
 	size := 0
 	for i := range x.lo {
@@ -274,28 +294,37 @@ func (x *Sender) flush(n int) (closed bool) {
 	x.bytes.add(uint64(size))
 	x.messages.add(uint64(x.lo))
 	x.runs.add(runs)
-	return err != nil
+	return closed
 }
 
-// wait sends, and lets the poller wait while there is no room. Senders wait one after the other, so
-// that the gate has one owner.
-func (x *Sender) wait(fd uintptr) bool {
-	s := x.s
-	x.try(fd)
-	if s.out.open != x.again {
-		events := uint32(0)
-		if x.again {
-			events = unix.EPOLLOUT
+// errorPause is how long, in milliseconds, a sender that needs room leaves the receiver alone with
+// an error that it has not read yet: until then the kernel lets nobody wait at the socket.
+const errorPause = 1
+
+// send sends hdrs[:n], and waits while there is no room.
+func (x *Sender) send(n int) (closed bool) {
+	s, g := x.s, x.s.g
+	x.lo, x.n, x.err, x.again = 0, n, 0, false
+	for !g.closed.Load() {
+		x.try()
+		if !x.again {
+			return false
 		}
-		s.out.set(s.fd, events)
-		s.out.open = x.again
+		x.waits.add(1)
+		revents, open := g.wait(int(x.fd), unix.POLLOUT, -1)
+		if open && revents&unix.POLLERR != 0 {
+			s.pending.Store(true)
+			if revents&unix.POLLOUT == 0 {
+				g.wait(-1, 0, errorPause)
+			}
+		}
 	}
-	return !x.again
+	return true
 }
 
 // try sends until everything went, something failed, or the send buffer is full.
-func (x *Sender) try(uintptr) {
-	s, g, fd := x.s, x.s.g, x.s.fd
+func (x *Sender) try() {
+	s, g, fd := x.s, x.s.g, x.fd
 	x.again = false
 	var (
 		tries, all int        // calls for hdrs[x.lo] that met an error that may have been pending: the same, any
@@ -325,7 +354,7 @@ func (x *Sender) try(uintptr) {
 			// sendmmsg keeps the error to itself after it has sent something. If it was that of a
 			// datagram before, it is gone now.
 			if short {
-				s.poke()
+				s.pending.Store(true)
 			}
 			short = sent < want
 			continue
@@ -342,7 +371,7 @@ func (x *Sender) try(uintptr) {
 				s.errors.Lock()
 				locked = true
 			}
-			s.poke()
+			s.pending.Store(true)
 			x.retries.add(1)
 			if e != before {
 				tries, before = 0, e

@@ -21,6 +21,9 @@ type calls struct {
 	recvmsg  func(fd uintptr, h *unix.Msghdr, flags int) (int, unix.Errno)
 	sendmmsg func(fd uintptr, v *mmsghdr, n int) (int, unix.Errno)
 	sendmsg  func(fd uintptr, h *unix.Msghdr) (int, unix.Errno)
+	// poll waits for events at fd, for something to read at stop, or for the time to pass.
+	poll  func(fd, stop int, events int16, millis int) (revents int16, e unix.Errno)
+	close func(fd int) error
 }
 
 // linux are the real ones. The arguments point to memory that batches and senders own, so nothing
@@ -47,6 +50,20 @@ var linux = calls{
 		r, _, e := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(h)), unix.MSG_DONTWAIT)
 		return int(r), e
 	},
+	poll: func(fd, stop int, events int16, millis int) (int16, unix.Errno) {
+		fds := [2]unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(stop), Events: unix.POLLIN}}
+		var (
+			time  unix.Timespec
+			limit *unix.Timespec
+		)
+		if millis >= 0 {
+			time = unix.NsecToTimespec(int64(millis) * 1e6)
+			limit = &time
+		}
+		_, _, e := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds)), uintptr(len(fds)), uintptr(unsafe.Pointer(limit)), 0, 0, 0)
+		return fds[0].Revents, e
+	},
+	close: unix.Close,
 }
 
 // drops asks the kernel how many datagrams it dropped because fd's receive buffer was full (Linux

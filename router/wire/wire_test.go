@@ -454,6 +454,7 @@ func TestCloseWakes(t *testing.T) {
 		g := group(t, newSpace(t), Options{Addr: netip.IPv4Unspecified(), Queues: 3, Steer: true}, native)
 		// A send buffer that never has room.
 		g.sys.sendmsg = func(uintptr, *unix.Msghdr) (int, unix.Errno) { return 0, unix.EAGAIN }
+		g.sys.poll = full(linux.poll)
 		var wg sync.WaitGroup
 		for _, s := range g.Sockets() {
 			wg.Go(func() {
