@@ -19,6 +19,7 @@ func TestNativeESP(t *testing.T) {
 	t.Parallel()
 	n := newLine(t, "e2e-native")
 	ctx := within(t, 80*time.Second)
+	must(t, n.Singly(ctx))
 	for _, c := range []struct {
 		name   string
 		mode   [2]string
