@@ -87,7 +87,7 @@ const (
 	otherIdle   = 10 * 60
 	flowShards  = 64
 	cacheSize   = 1 << cacheBits
-	cacheBits   = 13
+	cacheBits   = 15
 	maxFragSets = 4096
 	fragIdle    = 30 // RFC 8200, section 4.5: 60 s to reassemble; later fragments come at once
 )

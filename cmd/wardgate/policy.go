@@ -18,7 +18,7 @@ import (
 )
 
 // maxPolicyFile bounds what is read as a policy file, octets: what the daemon takes.
-const maxPolicyFile = 16 << 20
+const maxPolicyFile = 33 << 20
 
 func (c *cli) policyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Check and install policy files"}

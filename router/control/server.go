@@ -26,7 +26,7 @@ import (
 const (
 	maxHeader    = 16 << 10
 	maxQuestion  = 64 << 10 // body of a question
-	maxPolicy    = 16 << 20 // body that is a policy file
+	maxPolicy    = 33 << 20 // body that is a policy file
 	maxRequests  = 32       // at once
 	maxName      = 128      // bytes of a connection's name
 	maxAudit     = 10000    // records
