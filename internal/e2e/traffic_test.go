@@ -64,7 +64,7 @@ type tcpStream struct {
 // run transfers, and returns nil when the sums at both ends are equal.
 func (s *tcpStream) run(ctx context.Context) error {
 	var ln net.Listener
-	if err := s.to.Do(func() (err error) {
+	if err := listening(ctx, s.to, func() (err error) {
 		ln, err = net.Listen("tcp", s.dst.String())
 		return err
 	}); err != nil {
@@ -137,6 +137,12 @@ func (s *tcpStream) run(ctx context.Context) error {
 	return nil
 }
 
+// listening opens a socket on a host, and waits for its port where the one before is not quite gone:
+// a process that another test is just starting has a copy of it until it runs its own program.
+func listening(ctx context.Context, h *lab.Host, open func() error) error {
+	return lab.WaitFor(ctx, "the port to be free", 5*time.Second, func() error { return h.Do(open) })
+}
+
 // together runs streams at the same time.
 func together(ctx context.Context, streams []*tcpStream) error {
 	errs := make(chan error, len(streams))
@@ -190,7 +196,7 @@ func datagram(i, n int) []byte {
 // run sends them all and returns how many arrived, each once and as it was sent.
 func (d *datagrams) run(ctx context.Context) (received int, err error) {
 	var in, out *net.UDPConn
-	if err := d.to.Do(func() (err error) {
+	if err := listening(ctx, d.to, func() (err error) {
 		in, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(d.dst))
 		return err
 	}); err != nil {
