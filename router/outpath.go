@@ -54,6 +54,7 @@ type sealGroup struct {
 	first, count int
 	bytes        int // of inner packets
 	tos          uint8
+	fragment     bool // longer than the path takes, and there is no other way: see pathmtu.FragmentOuter
 }
 
 type groupSender struct {
@@ -204,7 +205,8 @@ func (w *outWorker) enqueue(child *childSA, p *packet, count, full, last int, no
 	mtu := path.innerMTU(child)
 	sp := child.spacing
 	first := packetAt(w.arena[w.used:], sp, 0, count, full, last)
-	if full > mtu && !w.longer(child, first, mtu, count, full, last, now) {
+	fragment := full > mtu
+	if fragment && !w.longer(child, first, mtu, count, full, last, now) {
 		return
 	}
 	if p.proto == protoTCP && !p.fragment && first[p.headerLen+13]&tcpSYN != 0 {
@@ -214,7 +216,7 @@ func (w *outWorker) enqueue(child *childSA, p *packet, count, full, last int, no
 	if p.src.Is6() {
 		next = esp.NextIPv6
 	}
-	w.groups = append(w.groups, sealGroup{child: child, path: path, first: len(w.pkts), count: count, bytes: (count-1)*full + last, tos: esp.OuterTOS(first)})
+	w.groups = append(w.groups, sealGroup{child: child, path: path, first: len(w.pkts), count: count, bytes: (count-1)*full + last, tos: esp.OuterTOS(first), fragment: fragment})
 	stride, off := sp.Stride(full), w.used+sp.Front
 	for range count - 1 {
 		w.pkts = append(w.pkts, esp.Packet{Buf: w.arena, Off: off, Len: full, Next: next})
@@ -358,14 +360,14 @@ func (w *outWorker) send() {
 				open = false
 				continue
 			}
-			if open && p.Off == end && p.Len <= current.Segment {
+			if open && !g.fragment && p.Off == end && p.Len <= current.Segment {
 				open = p.Len == current.Segment
 				end += p.Len
 				current.Buf = w.arena[start:end]
 				continue
 			}
-			start, end, open = p.Off, p.Off+p.Len, true
-			w.msgs = append(w.msgs, wire.Message{Buf: w.arena[start:end], Segment: p.Len, Dest: &path.dest, TOS: tos})
+			start, end, open = p.Off, p.Off+p.Len, !g.fragment
+			w.msgs = append(w.msgs, wire.Message{Buf: w.arena[start:end], Segment: p.Len, Dest: &path.dest, TOS: tos, Fragment: g.fragment})
 			w.owners = append(w.owners, path)
 			current = &w.msgs[len(w.msgs)-1]
 		}

@@ -14,6 +14,7 @@ import (
 
 	"wardgate/esp"
 	"wardgate/ike"
+	"wardgate/policy"
 	"wardgate/router/pathmtu"
 )
 
@@ -380,5 +381,36 @@ func TestRingWatch(t *testing.T) {
 	write("no number\n")
 	if w.look() == nil {
 		t.Error("no error")
+	}
+}
+
+// An IPv6 packet of 1280 octets has to arrive however small the path is (RFC 8200, section 5).
+func TestSmallPathCarriesIPv6(t *testing.T) {
+	local, remote, host, peer := "2001:db8:1:2::/64", "2001:db8:2:1::/64", "2001:db8:1:2::10", "2001:db8:2:1::9"
+	rules := func(direction string) []policy.FlowRule {
+		return []policy.FlowRule{{Name: "dns", From: []string{remote}, To: []string{host}, Protocol: "udp", Ports: []string{"53"}, Direction: direction}}
+	}
+	a := newSide(t, policyFor(t, local, remote, rules(policy.DirectionIn)))
+	b := newSide(t, policyFor(t, remote, local, rules(policy.DirectionOut)))
+	_, cb := join(t, a, b, 0)
+	path := *cb.path.Load()
+	path.mtu = pathmtu.New(pathmtu.Config{Link: 1000})
+	cb.path.Store(&path)
+	packet := func(n int) []byte {
+		ip, u := ip6(peer, host, layers.IPProtocolUDP), &layers.UDP{SrcPort: 4000, DstPort: 53}
+		if err := u.SetNetworkLayerForChecksum(ip); err != nil {
+			t.Fatal(err)
+		}
+		return serialize(t, ip, u, gopacket.Payload(make([]byte, n-48)))
+	}
+	for _, p := range [][]byte{packet(1280), packet(200), packet(1280)} {
+		b.lan(p)
+		if got := a.arrived(); !bytes.Equal(got, p) {
+			t.Fatalf("%d octets: got %d; dropped %v %v", len(p), len(got), a.dropped(), b.dropped())
+		}
+	}
+	b.lan(packet(1300))
+	if e := b.delivered(); e == nil || e[40] != 2 || binary.BigEndian.Uint32(e[44:]) != 1280 {
+		t.Errorf("a longer one: the sender is told %x", e)
 	}
 }
