@@ -2,8 +2,6 @@ package router
 
 import (
 	"encoding/binary"
-	"errors"
-	"net"
 	"time"
 
 	"wardgate/esp"
@@ -213,6 +211,3 @@ func (w *inWorker) known(p *packet, child *childSA, gen uint64) *flow {
 	}
 	return f
 }
-
-// closed tells whether a socket error only says that the socket was closed.
-func closed(err error) bool { return errors.Is(err, net.ErrClosed) }
