@@ -221,8 +221,9 @@ type Request struct {
 	Life      time.Duration
 	Now       time.Time
 
-	// Replayed says that this very request was answered before: then nothing new is issued. What
-	// was issued for it is handed out again while it is fresh, ErrReplayed otherwise.
+	// Replayed says that this very request came before. What was issued for its key is handed out
+	// again while it is fresh, and is not renewed by it: ErrReplayed. When nothing was issued (the
+	// centre failed in between), it is answered like a new one.
 	Replayed bool
 }
 
@@ -262,7 +263,7 @@ func (s *Service) Issue(ctx context.Context, r Request) (*Issued, error) {
 				return again, err
 			}
 		}
-		if r.Replayed {
+		if r.Replayed && known {
 			return nil, fmt.Errorf("%w: expected a new request, got the octets of an earlier one; make a new request", ErrReplayed)
 		}
 		issued, err := s.issue(ctx, &r, key, known, &before)

@@ -1,0 +1,183 @@
+package est
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/base64"
+	"fmt"
+	"unicode/utf8"
+
+	"github.com/smallstep/pkcs7"
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"wardgate/internal/certs"
+)
+
+// MaxBody bounds a request's body in octets: the largest CSR in base64, with white space.
+const MaxBody = certs.MaxCSRBytes * 3 / 2
+
+var (
+	// oidChallengePassword is where the channel binding travels (RFC 7030, section 3.5; RFC 2985,
+	// section 5.4.1).
+	oidChallengePassword = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}
+
+	oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
+	oidSubjectAltName   = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidECPublicKey      = asn1.ObjectIdentifier{1, 2, 840, 10045, 2, 1}
+	oidCommonName       = asn1.ObjectIdentifier{2, 5, 4, 3}
+)
+
+// maxChallenge bounds challengePassword (RFC 7030, section 3.5: 255).
+const maxChallenge = 255
+
+// decodeBody takes the base64 off. White space is tolerated, and the header
+// Content-Transfer-Encoding is not looked at (RFC 8951, sections 3 and 3.1). It decodes in place.
+func decodeBody(b []byte) ([]byte, *Refusal) {
+	n := 0
+	for _, c := range b {
+		switch c {
+		case ' ', '\t', '\r', '\n':
+		default:
+			b[n] = c
+			n++
+		}
+	}
+	b = b[:n]
+	bad := func(got string) ([]byte, *Refusal) {
+		return nil, refuse(Malformed, "a PKCS #10 request, DER in base64 (RFC 8951, section 3)", got, "send what `openssl req -outform DER | base64 -w0` prints")
+	}
+	if n == 0 {
+		return bad("nothing")
+	}
+	out := make([]byte, base64.StdEncoding.DecodedLen(n))
+	m, err := base64.StdEncoding.Strict().Decode(out, b)
+	if err != nil {
+		return bad("something that is not base64")
+	}
+	return out[:m], nil
+}
+
+// encodeBody is base64 in one line: RFC 8951, section 3.1 asks no line breaks of senders, and
+// strongSwan up to 5.9.8 tolerates none.
+func encodeBody(der []byte) []byte {
+	out := make([]byte, base64.StdEncoding.EncodedLen(len(der)))
+	base64.StdEncoding.Encode(out, der)
+	return out
+}
+
+// parseRequest parses a request within its bounds and checks its own signature.
+func parseRequest(der []byte) (*x509.CertificateRequest, *Refusal) {
+	if len(der) == 0 || der[0] != 0x30 { // certs.ParseCSR would take PEM as well
+		return nil, refuse(Malformed, "a PKCS #10 request in DER", "something else", "send DER in base64, not PEM")
+	}
+	csr, err := certs.ParseCSR(der)
+	if err == nil {
+		return csr, nil
+	}
+	class := BadCSR
+	switch certs.ClassOf(err) {
+	case certs.Malformed:
+		class = Malformed
+	case certs.TooLarge:
+		class = TooLarge
+	default:
+	}
+	return nil, fromCert(class, "a certification request", err)
+}
+
+// fromCert makes a refusal of a verdict of internal/certs, whose texts are fit to be shown.
+func fromCert(class Class, expected string, err error) *Refusal {
+	return &Refusal{Class: class, Expected: expected + " that passes", Got: err.Error(), Err: err}
+}
+
+// challenge returns the text of the challengePassword attribute, and whether there is one. Two of
+// them, or one that is no text, are refused.
+func challenge(csr *x509.CertificateRequest) (string, bool, *Refusal) {
+	bad := func(got string) (string, bool, *Refusal) {
+		return "", false, refuse(Malformed, fmt.Sprintf("at most one challengePassword with one text of 1 to %d octets", maxChallenge), got, "make the request again")
+	}
+	var info, attrs cryptobyte.String
+	var found bool
+	s := cryptobyte.String(csr.RawTBSCertificateRequest)
+	if !s.ReadASN1(&info, cbasn1.SEQUENCE) || !info.SkipASN1(cbasn1.INTEGER) || !info.SkipASN1(cbasn1.SEQUENCE) || !info.SkipASN1(cbasn1.SEQUENCE) ||
+		!info.ReadOptionalASN1(&attrs, &found, cbasn1.Tag(0).ContextSpecific().Constructed()) {
+		return bad("a request that is not as RFC 2986 says")
+	}
+	var text cryptobyte.String
+	for !attrs.Empty() {
+		var attr, set cryptobyte.String
+		var oid asn1.ObjectIdentifier
+		if !attrs.ReadASN1(&attr, cbasn1.SEQUENCE) || !attr.ReadASN1ObjectIdentifier(&oid) || !attr.ReadASN1(&set, cbasn1.SET) || !attr.Empty() {
+			return bad("a malformed attribute")
+		}
+		if !oid.Equal(oidChallengePassword) {
+			continue
+		}
+		if text != nil {
+			return bad("two")
+		}
+		var tag cbasn1.Tag
+		if !set.ReadAnyASN1(&text, &tag) || !set.Empty() {
+			return bad("one without a single value")
+		}
+		// DirectoryString, of which base64 fits the first two; IA5String is what some tools write.
+		if tag != cbasn1.PrintableString && tag != cbasn1.UTF8String && tag != cbasn1.IA5String {
+			return bad("one of another type than PrintableString or UTF8String")
+		}
+		if len(text) == 0 || len(text) > maxChallenge || !utf8.Valid(text) {
+			return bad("one that is empty, too long or no text")
+		}
+	}
+	return string(text), text != nil, nil
+}
+
+// requestedNames returns the DNS names that a request asks for: its subjectAltName, or where there
+// is none, its common name. Names of other kinds are refused.
+func requestedNames(csr *x509.CertificateRequest) ([]string, *Refusal) {
+	if len(csr.EmailAddresses)+len(csr.IPAddresses)+len(csr.URIs) > 0 {
+		return nil, refuse(WrongName, "DNS names only in the request's subjectAltName", "addresses or URIs", "make the request with DNS names, or with none: the registry's are used then")
+	}
+	if len(csr.DNSNames) > 0 {
+		return csr.DNSNames, nil
+	}
+	if csr.Subject.CommonName != "" {
+		return []string{csr.Subject.CommonName}, nil
+	}
+	return nil, nil
+}
+
+// certsOnly is a certs-only Simple PKI Response (RFC 7030, sections 4.1.3 and 4.2.3).
+func certsOnly(list ...*x509.Certificate) ([]byte, error) {
+	var b bytes.Buffer
+	for _, c := range list {
+		b.Write(c.Raw)
+	}
+	return pkcs7.DegenerateCertificate(b.Bytes())
+}
+
+// csrAttrs is what a request should contain (RFC 7030, section 4.5.2; RFC 8951, section 4).
+func csrAttrs(s *Service) ([]byte, error) {
+	var b cryptobyte.Builder
+	attribute := func(b *cryptobyte.Builder, kind, value asn1.ObjectIdentifier) {
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier(kind)
+			b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(value) })
+		})
+	}
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		if !s.Plain {
+			// Section 3.5: whoever must link request and connection is told so by this.
+			b.AddASN1ObjectIdentifier(oidChallengePassword)
+			b.AddASN1ObjectIdentifier(certs.OIDRelatedCertRequest)
+		}
+		attribute(b, oidExtensionRequest, oidSubjectAltName)
+		if s.Curve != nil {
+			if oid, ok := curveOID(s.Curve); ok {
+				attribute(b, oidECPublicKey, oid)
+			}
+		}
+	})
+	return b.Bytes()
+}
