@@ -155,10 +155,21 @@ func forget(t *testing.T, n *lab.Line) {
 	}
 }
 
+// ping lets A's host ping B's, and waits until neither router holds back packets any more: while the
+// connection is being made they hold a few, and drop more.
 func ping(ctx context.Context, t *testing.T, n *lab.Line, v6 bool) {
 	t.Helper()
 	if out, err := n.Hosts[0].Run(ctx, "ping", "-n", "-c", "3", "-i", "0.02", "-W", "5", n.Addr(1, v6).String()); err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, f := range n.Sides {
+		must(t, lab.WaitFor(ctx, f.Title+" to send without holding back", 5*time.Second, func() error {
+			c, err := f.Connection(ctx, "a-b")
+			if err == nil && c.PathMTU == 0 {
+				err = fmt.Errorf("the connection is %s and has no SA to send on", c.State)
+			}
+			return err
+		}))
 	}
 }
 
