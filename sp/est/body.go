@@ -26,7 +26,6 @@ var (
 	oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
 	oidSubjectAltName   = asn1.ObjectIdentifier{2, 5, 29, 17}
 	oidECPublicKey      = asn1.ObjectIdentifier{1, 2, 840, 10045, 2, 1}
-	oidCommonName       = asn1.ObjectIdentifier{2, 5, 4, 3}
 )
 
 // maxChallenge bounds challengePassword (RFC 7030, section 3.5: 255).
@@ -157,26 +156,43 @@ func certsOnly(list ...*x509.Certificate) ([]byte, error) {
 	return pkcs7.DegenerateCertificate(b.Bytes())
 }
 
+// attrOrOID is a member of CsrAttrs: an OID alone, or an attribute with OIDs as values.
+type attrOrOID struct {
+	oid    asn1.ObjectIdentifier
+	values []asn1.ObjectIdentifier
+}
+
 // csrAttrs is what a request should contain (RFC 7030, section 4.5.2; RFC 8951, section 4).
-func csrAttrs(s *Service) ([]byte, error) {
-	var b cryptobyte.Builder
-	attribute := func(b *cryptobyte.Builder, kind, value asn1.ObjectIdentifier) {
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddASN1ObjectIdentifier(kind)
-			b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(value) })
-		})
+func csrAttrs(s *Service) []attrOrOID {
+	var list []attrOrOID
+	if !s.Plain {
+		// Section 3.5: whoever must link request and connection is told so by this.
+		list = append(list, attrOrOID{oid: oidChallengePassword}, attrOrOID{oid: certs.OIDRelatedCertRequest})
 	}
+	list = append(list, attrOrOID{oidExtensionRequest, []asn1.ObjectIdentifier{oidSubjectAltName}})
+	if oid, ok := curveOID(s.Curve); ok {
+		list = append(list, attrOrOID{oidECPublicKey, []asn1.ObjectIdentifier{oid}})
+	}
+	return list
+}
+
+// encodeAttrs returns CsrAttrs in DER.
+func encodeAttrs(list []attrOrOID) ([]byte, error) {
+	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		if !s.Plain {
-			// Section 3.5: whoever must link request and connection is told so by this.
-			b.AddASN1ObjectIdentifier(oidChallengePassword)
-			b.AddASN1ObjectIdentifier(certs.OIDRelatedCertRequest)
-		}
-		attribute(b, oidExtensionRequest, oidSubjectAltName)
-		if s.Curve != nil {
-			if oid, ok := curveOID(s.Curve); ok {
-				attribute(b, oidECPublicKey, oid)
+		for _, a := range list {
+			if a.values == nil {
+				b.AddASN1ObjectIdentifier(a.oid)
+				continue
 			}
+			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				b.AddASN1ObjectIdentifier(a.oid)
+				b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) {
+					for _, v := range a.values {
+						b.AddASN1ObjectIdentifier(v)
+					}
+				})
+			})
 		}
 	})
 	return b.Bytes()

@@ -66,6 +66,12 @@ func (x *exchange) route() *Refusal {
 	const want = Prefix + "SERVICE/OPERATION"
 	rest, ok := strings.CutPrefix(x.r.URL.EscapedPath(), Prefix)
 	parts := strings.Split(rest, "/")
+	// strongSwan's pki puts the path of the address that it is given before the well-known one, and
+	// has no other way to say a label: /SERVICE/.well-known/est/OPERATION.
+	labelFirst := false
+	if label, op, found := strings.Cut(strings.TrimPrefix(x.r.URL.EscapedPath(), "/"), Prefix); !ok && found {
+		labelFirst, ok, parts = true, true, append([]string{label}, strings.Split(op, "/")...)
+	}
 	switch {
 	case !ok || len(parts) > 2:
 		return refuse(BadPath, want, certs.Quote(x.r.URL.EscapedPath()), "ask the SP for the enrolment address")
@@ -92,6 +98,9 @@ func (x *exchange) route() *Refusal {
 	if x.service, ok = x.s.cfg.Service(x.name); !ok {
 		return refuse(NoService, "a service of this SP", certs.Quote(x.name), "ask the SP for the service's name")
 	}
+	if labelFirst && !x.service.Plain {
+		return refuse(BadPath, want, certs.Quote(x.r.URL.EscapedPath()), "the service's name belongs behind "+Prefix)
+	}
 	return nil
 }
 
@@ -104,7 +113,7 @@ func (x *exchange) tell(w http.ResponseWriter) *Refusal {
 		kind = "application/pkcs7-mime" // RFC 7030, section 4.1.3: without smime-type
 		der, err = certsOnly(append(x.service.CA.Anchors(), x.service.CA.Intermediates()...)...)
 	} else {
-		der, err = csrAttrs(&x.service)
+		der, err = encodeAttrs(csrAttrs(&x.service))
 	}
 	if err != nil {
 		return internal(x.op, err)
@@ -140,7 +149,7 @@ func (x *exchange) refuse(w http.ResponseWriter, r *Refusal) {
 	h.Set("Cache-Control", "no-store")
 	switch r.Class {
 	case BadMethod:
-		h.Set("Allow", strings.TrimSuffix(r.Expected, " "))
+		h.Set("Allow", r.Expected)
 	case TooSlow, TooLarge:
 		h.Set("Connection", "close")
 	default:

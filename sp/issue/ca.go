@@ -305,8 +305,8 @@ func (ca *CA) AddRootCRL(l *x509.RevocationList) error {
 
 // CrossSign makes the certificates that let old and new CA be used side by side, and returns the
 // new CA with them: the new root by the old and the old root by the new (RFC 4210, section 4.4:
-// NewWithOld, OldWithNew), and the new issuing CA by the old root, so that a peer that knows only
-// the old anchor finds a path within the roots' pathLenConstraint. They end with the certificate that
+// NewWithOld, OldWithNew), and each issuing CA by the other's root, so that a peer that knows only
+// one of the anchors finds a path within the roots' pathLenConstraint. They end with the certificate that
 // ends first. Both roots' keys must be here: ErrRootOffline.
 func CrossSign(rand io.Reader, old, next *CA, now time.Time) (*CA, error) {
 	if old.RootKey == nil || next.RootKey == nil {
@@ -340,6 +340,7 @@ func CrossSign(rand io.Reader, old, next *CA, now time.Time) (*CA, error) {
 		key             crypto.Signer
 	}{
 		{next.Cert, old.Root, old.RootKey},
+		{old.Cert, next.Root, next.RootKey},
 		{next.Root, old.Root, old.RootKey},
 		{old.Root, next.Root, next.RootKey},
 	} {
