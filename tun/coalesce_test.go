@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"testing"
 	"unsafe"
 
@@ -16,14 +15,6 @@ import (
 type fakeKernel struct {
 	written [][]byte
 	refuse  func(b []byte) unix.Errno
-}
-
-func (k *fakeKernel) Control(func(uintptr)) error   { return nil }
-func (k *fakeKernel) Read(func(uintptr) bool) error { return os.ErrClosed }
-func (k *fakeKernel) Write(f func(uintptr) bool) error {
-	for !f(0) { // as the poller does
-	}
-	return nil
 }
 
 func (k *fakeKernel) sys(_ uintptr, iov []unix.Iovec) unix.Errno {
@@ -42,8 +33,13 @@ func (k *fakeKernel) sys(_ uintptr, iov []unix.Iovec) unix.Errno {
 
 func newFakeQueue(off Offloads) (*queue, *fakeKernel) {
 	k := &fakeKernel{}
-	q := &queue{conn: k}
-	q.write.fn, q.write.sys = q.write.ready, k.sys
+	q := &queue{}
+	q.write.sys = k.sys
+	q.write.wait.fds[0].Events, q.write.wait.closed = unix.POLLOUT, &q.closed
+	q.write.wait.sys = func(fds []unix.PollFd, _ *unix.Timespec) unix.Errno { // there is room at once
+		fds[0].Revents = fds[0].Events
+		return 0
+	}
 	q.write.glue.tcp, q.write.glue.udp = off.TCP, off.UDP
 	return q, k
 }

@@ -3,7 +3,7 @@ package tun
 import (
 	"errors"
 	"fmt"
-	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,6 +13,10 @@ type Device struct {
 	name     string
 	offloads Offloads
 	queues   []*queue
+	stop     *stop
+
+	closing sync.Mutex
+	closed  bool // guarded by closing
 }
 
 const tunPath = "/dev/net/tun"
@@ -33,7 +37,11 @@ func Open(opt Options) (*Device, error) {
 	if opt.MTU != 0 && (opt.MTU < 68 || opt.MTU > 65535) {
 		return nil, fmt.Errorf("tun: MTU of %d octets, want 68 to 65535", opt.MTU)
 	}
-	d := &Device{name: opt.Name}
+	st, err := newStop()
+	if err != nil {
+		return nil, err
+	}
+	d := &Device{name: opt.Name, stop: st}
 	for range opt.Queues {
 		if err := d.addQueue(opt.Offload); err != nil {
 			_ = d.Close()
@@ -73,15 +81,7 @@ func (d *Device) addQueue(offload bool) error {
 	if len(d.queues) == 0 {
 		d.offloads = granted
 	}
-	// os.NewFile gives a non-blocking descriptor to the runtime's poller: waiting costs no thread,
-	// and Close wakes who waits. It must come after TUNSETIFF, before it the file cannot be polled.
-	f := os.NewFile(uintptr(fd), tunPath)
-	q, err := newQueue(f, d.offloads)
-	if err != nil {
-		_ = f.Close()
-		return err
-	}
-	d.queues = append(d.queues, q)
+	d.queues = append(d.queues, newQueue(fd, d.stop, d.offloads))
 	return nil
 }
 
@@ -152,14 +152,26 @@ func (d *Device) Counters() Counters {
 	return c
 }
 
-// Close removes the interface and wakes all readers, which get ErrClosed. A second call does
-// nothing.
+// Close removes the interface and wakes all who wait to read or to write: they get ErrClosed. It
+// returns when nobody uses the descriptors any more. A second call does nothing; it too returns
+// only then.
 func (d *Device) Close() error {
+	d.closing.Lock()
+	defer d.closing.Unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	for _, q := range d.queues {
+		q.closed.Store(true)
+	}
+	d.stop.raise()
 	var first error
 	for _, q := range d.queues {
-		if err := q.close(); err != nil && first == nil {
+		if err := q.release(); err != nil && first == nil {
 			first = fmt.Errorf("tun: close %s: %w", d.name, err)
 		}
 	}
+	d.stop.close()
 	return first
 }

@@ -4,9 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
+	"sync"
 	"sync/atomic"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,19 +14,19 @@ import (
 // queue is one file descriptor of the device. read… belongs to the caller of ReadBatch, write… to
 // that of WriteBatch; the counters are written by them and read by anybody.
 type queue struct {
-	f      *os.File
-	conn   syscall.RawConn
-	closed atomic.Bool // set before f is closed: RawConn's own error for it is not exported
+	fd     uintptr // non-blocking. Only for who holds one of the two locks and found closed not set
+	closed atomic.Bool
 
 	read struct {
-		raw  []byte // header and packet as the kernel gave them
+		use  sync.Mutex // held while fd is read, or waited for
+		wait waiter
+		sys  func(fd uintptr, b []byte) (int, unix.Errno) // read; tests put another kernel here
+		raw  []byte                                       // header and packet as the kernel gave them
 		seg  segmenter
-		fn   func(fd uintptr) bool
 		bufs [][]byte
 		size []int
 		off  int
 		n    int
-		err  error
 
 		burst burstReader
 
@@ -40,9 +39,10 @@ type queue struct {
 
 // writer is what WriteBatch needs.
 type writer struct {
+	use  sync.Mutex // held while fd is written, or waited for
+	wait waiter
 	glue coalescer
 	iov  []unix.Iovec
-	fn   func(fd uintptr) bool
 	sys  func(fd uintptr, iov []unix.Iovec) unix.Errno // writev; tests put a kernel that refuses here
 
 	// Of the call.
@@ -58,19 +58,16 @@ type writer struct {
 	}
 }
 
-func newQueue(f *os.File, off Offloads) (*queue, error) {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return nil, fmt.Errorf("tun: descriptor cannot be polled: %w", err)
-	}
-	q := &queue{f: f, conn: conn}
+// newQueue takes fd, which must not block, over.
+func newQueue(fd int, st *stop, off Offloads) *queue {
+	q := &queue{fd: uintptr(fd)}
 	q.read.raw = make([]byte, virtioHeaderLen+0xffff+ipv6HeaderLen)
-	q.read.fn = q.readReady
-	q.read.burst.init(q)
-	q.write.fn = q.write.ready
+	q.read.sys = read
+	q.read.wait.init(fd, unix.POLLIN, st, &q.closed)
 	q.write.sys = writev
+	q.write.wait.init(fd, unix.POLLOUT, st, &q.closed)
 	q.write.glue.tcp, q.write.glue.udp = off.TCP, off.UDP
-	return q, nil
+	return q
 }
 
 // ReadBatch implements Queue.
@@ -84,16 +81,17 @@ func (q *queue) ReadBatch(bufs [][]byte, sizes []int, off int) (int, error) {
 		}
 	}
 	r := &q.read
-	r.bufs, r.size, r.off, r.n, r.err = bufs, sizes, off, 0, nil
+	r.bufs, r.size, r.off, r.n = bufs, sizes, off, 0
 	q.segment()
+	var err error
 	if r.n < len(bufs) {
-		if err := q.conn.Read(r.fn); err != nil && r.err == nil {
-			r.err = err
-		}
+		r.use.Lock()
+		err = q.readBatch()
+		r.use.Unlock()
 	}
 	r.bufs, r.size = nil, nil
-	if r.n == 0 && r.err != nil {
-		return 0, q.wrap(r.err, "read")
+	if r.n == 0 && err != nil {
+		return 0, q.wrap(err, "read")
 	}
 	var bytes uint64
 	for _, s := range sizes[:r.n] {
@@ -104,19 +102,26 @@ func (q *queue) ReadBatch(bufs [][]byte, sizes []int, off int) (int, error) {
 	return r.n, nil
 }
 
-// readReady reads what is there; false lets the poller wait.
-func (q *queue) readReady(fd uintptr) bool {
+// readBatch reads what is there, and waits if that is nothing.
+func (q *queue) readBatch() error {
 	r := &q.read
+	if q.closed.Load() {
+		return ErrClosed
+	}
 	for r.n < len(r.bufs) {
-		n, err := unix.Read(int(fd), r.raw)
+		n, errno := r.sys(q.fd, r.raw)
 		switch {
-		case err == unix.EINTR:
+		case errno == unix.EINTR:
 			continue
-		case err == unix.EAGAIN:
-			return r.n > 0
-		case err != nil:
-			r.err = err
-			return true
+		case errno == unix.EAGAIN && r.n > 0:
+			return nil
+		case errno == unix.EAGAIN:
+			if err := r.wait.wait(); err != nil {
+				return err
+			}
+			continue
+		case errno != 0:
+			return errno
 		case n < virtioHeaderLen:
 			r.malformed.Add(1)
 			continue
@@ -130,7 +135,7 @@ func (q *queue) readReady(fd uintptr) bool {
 		r.calls.Add(1)
 		q.segment()
 	}
-	return true
+	return nil
 }
 
 // segment moves packets from the segmenter to the caller's buffers.
@@ -166,7 +171,10 @@ func (q *queue) WriteBatch(pkts []Packet) (int, error) {
 	}
 	w.pkts, w.at, w.single = pkts, 0, -1
 	if len(w.glue.runs) > 0 {
-		if err := q.conn.Write(w.fn); err != nil { // closed
+		w.use.Lock()
+		err := q.writeRuns()
+		w.use.Unlock()
+		if err != nil { // closed
 			for _, r := range w.glue.runs[w.at:] {
 				w.failed += int(r.count)
 			}
@@ -195,27 +203,37 @@ func (w *writer) refused(err error) {
 	}
 }
 
-// ready writes the runs from w.at on; false lets the poller wait.
-func (w *writer) ready(fd uintptr) bool {
-	for ; w.at < len(w.glue.runs); w.at++ {
+// writeRuns writes the runs, waiting where the kernel has no room. An error ends it with those from
+// w.at on not written.
+func (q *queue) writeRuns() error {
+	w := &q.write
+	if q.closed.Load() {
+		return ErrClosed
+	}
+	for w.at < len(w.glue.runs) {
 		r := &w.glue.runs[w.at]
 		if w.single < 0 {
 			w.iov = r.vector(w.pkts, w.glue.next, w.iov[:0])
-			switch err := w.write(fd); {
+			switch err := w.write(q.fd); {
 			case err == unix.EAGAIN:
 				if r.count > 1 {
 					r.restore(w.pkts) // vector is called again
 				}
-				return false
+				if err := w.wait.wait(); err != nil {
+					return err
+				}
+				continue
 			case err == 0:
 				w.calls++
 				w.packets += int(r.count)
 				w.bytes += int(r.total) + int(r.count-1)*int(r.payload)
+				w.at++
 				continue
 			case err != unix.EINVAL || r.count == 1:
 				w.calls++
 				w.refused(err)
 				w.failed += int(r.count) - 1
+				w.at++
 				continue
 			}
 			// The kernel does not take it as a super-packet.
@@ -227,9 +245,12 @@ func (w *writer) ready(fd uintptr) bool {
 		for w.single >= 0 {
 			p := &w.pkts[w.single]
 			w.iov = single(p, w.iov[:0])
-			switch err := w.write(fd); err {
+			switch err := w.write(q.fd); err {
 			case unix.EAGAIN:
-				return false
+				if err := w.wait.wait(); err != nil {
+					return err
+				}
+				continue
 			case 0:
 				w.packets++
 				w.bytes += p.Len
@@ -238,8 +259,9 @@ func (w *writer) ready(fd uintptr) bool {
 			}
 			w.single = w.glue.next[w.single]
 		}
+		w.at++
 	}
-	return true
+	return nil
 }
 
 // write writes w.iov, however often a signal comes.
@@ -249,6 +271,12 @@ func (w *writer) write(fd uintptr) unix.Errno {
 			return err
 		}
 	}
+}
+
+// read is unix.Read without what it does for the race detector.
+func read(fd uintptr, b []byte) (int, unix.Errno) {
+	n, _, e := unix.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	return int(n), e
 }
 
 // writev is unix.Writev without its allocation.
@@ -287,9 +315,12 @@ func (q *queue) wrap(err error, op string) error {
 	return fmt.Errorf("tun: %s: %w", op, err)
 }
 
-func (q *queue) close() error {
-	if q.closed.Swap(true) {
-		return nil
-	}
-	return q.f.Close()
+// release closes the descriptor when nobody uses it any more. closed was set and the stop raised
+// before: so who comes later does not touch it, and who waits returns.
+func (q *queue) release() error {
+	q.read.use.Lock()
+	defer q.read.use.Unlock()
+	q.write.use.Lock()
+	defer q.write.use.Unlock()
+	return unix.Close(int(q.fd))
 }

@@ -1,7 +1,6 @@
 package tun
 
 import (
-	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -10,16 +9,18 @@ import (
 // socketQueue is a queue over a socket pair, which keeps message boundaries as the device does.
 func socketQueue(t *testing.T) (q *queue, peer int) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	q, _, peer = socketPair(t, unix.SOCK_DGRAM)
+	return q, peer
+}
+
+// socketDevice is a device whose only queue is fd.
+func socketDevice(fd int) (*Device, error) {
+	st, err := newStop()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	t.Cleanup(func() { _ = unix.Close(fds[1]) })
-	if q, err = newQueue(os.NewFile(uintptr(fds[0]), "socket"), Offloads{TCP: true, UDP: true}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = q.close() })
-	return q, fds[1]
+	off := Offloads{TCP: true, UDP: true}
+	return &Device{name: "socket", offloads: off, stop: st, queues: []*queue{newQueue(fd, st, off)}}, nil
 }
 
 func superPacket(d desc, gso int) []byte {

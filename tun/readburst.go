@@ -1,10 +1,6 @@
 package tun
 
-import (
-	"unsafe"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // burstReader is what ReadBurst needs of a queue; it belongs to its caller.
 //
@@ -12,24 +8,8 @@ import (
 // each payload to its own place with readv was tried: the kernel takes as long for the many slices
 // as Cut for moving the payloads while it adds them up.
 type burstReader struct {
-	fn  func(fd uintptr) bool
-	sys func(fd uintptr, b []byte) (int, unix.Errno) // read; tests put another kernel here
-
 	rest []byte // what the next burst is, instead of reading
 	keep []byte // room for rest
-
-	// Of the call.
-	b    *Burst
-	buf  []byte
-	s    Spacing
-	wait bool
-	ok   bool
-	err  error
-}
-
-func (r *burstReader) init(q *queue) {
-	r.fn = q.burstReady
-	r.sys = read
 }
 
 // ReadBurst implements Queue.
@@ -38,80 +18,76 @@ func (q *queue) ReadBurst(b *Burst, buf []byte, s Spacing, wait bool) (bool, err
 		return false, err
 	}
 	r := &q.read.burst
-	r.b, r.buf, r.s, r.wait, r.ok, r.err = b, buf, s, wait, false, nil
 	if r.rest != nil {
-		r.again()
-	} else if err := q.conn.Read(r.fn); err != nil {
-		r.err = err
-	}
-	r.b, r.buf = nil, nil
-	if !r.ok {
-		if r.err != nil {
-			return false, q.wrap(r.err, "read")
+		var err error
+		if r.rest, err = b.Load(r.rest, buf, s); err != nil { // what the last burst left
+			return false, q.wrap(err, "read")
 		}
-		return false, nil
+	} else {
+		q.read.use.Lock()
+		ok, err := q.readBurst(b, buf, s, wait)
+		q.read.use.Unlock()
+		if err != nil {
+			return false, q.wrap(err, "read")
+		}
+		if !ok {
+			return false, nil
+		}
 	}
 	q.read.packets.Add(uint64(b.Count))
 	q.read.bytes.Add(uint64((b.Count-1)*b.Full + b.Last))
 	return true, nil
 }
 
-// burstReady reads what is there; false lets the poller wait.
-func (q *queue) burstReady(fd uintptr) bool {
-	r := &q.read.burst
+// readBurst reads what is there; if that is nothing, wait says whether to wait.
+func (q *queue) readBurst(b *Burst, buf []byte, s Spacing, wait bool) (bool, error) {
+	if q.closed.Load() {
+		return false, ErrClosed
+	}
 	// The virtio header goes before the packet. With less room than that there is, Cut moves the packet.
-	front := max(r.s.Front, virtioHeaderLen)
+	front := max(s.Front, virtioHeaderLen)
 	for {
-		n, err := r.sys(fd, r.buf[front-virtioHeaderLen:front+maxRead])
+		n, errno := q.read.sys(q.fd, buf[front-virtioHeaderLen:front+maxRead])
 		switch {
-		case err == unix.EINTR:
+		case errno == unix.EINTR:
 			continue
-		case err == unix.EAGAIN:
-			return !r.wait
-		case err != 0:
-			r.err = err
-			return true
+		case errno == unix.EAGAIN && !wait:
+			return false, nil
+		case errno == unix.EAGAIN:
+			if err := q.read.wait.wait(); err != nil {
+				return false, err
+			}
+			continue
+		case errno != 0:
+			return false, errno
 		}
-		if !r.take(front, n-virtioHeaderLen) {
+		if !q.read.burst.take(b, buf, s, front, n-virtioHeaderLen) {
 			q.read.malformed.Add(1)
 			continue
 		}
 		q.read.calls.Add(1)
-		r.ok = true
-		return true
+		return true, nil
 	}
 }
 
 // take makes the burst of the n octets that were read.
-func (r *burstReader) take(front, n int) bool {
+func (r *burstReader) take(b *Burst, buf []byte, s Spacing, front, n int) bool {
 	if n < 0 || n >= maxRead {
 		return false
 	}
-	pkt := r.buf[front:][:n]
+	pkt := buf[front:][:n]
 	var h virtioHeader
-	h.decode(r.buf[front-virtioHeaderLen:])
+	h.decode(buf[front-virtioHeaderLen:])
 	var p super
 	if err := p.parse(&h, pkt); err != nil {
 		return false
 	}
-	r.b.begin(&p, r.buf, front, n)
-	if left := r.b.limit(r.s); left > 0 {
-		r.keep = append(r.keep[:0], r.buf[front-virtioHeaderLen:front+p.payload]...)
+	b.begin(&p, buf, front, n)
+	if left := b.limit(s); left > 0 {
+		r.keep = append(r.keep[:0], buf[front-virtioHeaderLen:front+p.payload]...)
 		r.keep = append(r.keep, pkt[n-left:]...)
 		r.rest = r.keep
-		r.b.following(r.rest[virtioHeaderLen:])
+		b.following(r.rest[virtioHeaderLen:])
 	}
 	return true
-}
-
-// again makes the burst of what the last one left.
-func (r *burstReader) again() {
-	r.rest, r.err = r.b.Load(r.rest, r.buf, r.s)
-	r.ok = r.err == nil
-}
-
-// read is unix.Read without what it does for the race detector.
-func read(fd uintptr, b []byte) (int, unix.Errno) {
-	n, _, e := unix.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
-	return int(n), e
 }
