@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
@@ -13,16 +14,17 @@ import (
 // Certificate is one that a service CA issued.
 type Certificate struct {
 	Service   string
+	Issuer    string // the issuing CA: its key identifier, which tells the old one from the new one
 	Serial    string // see SerialText
 	Device    string // identity in the device certificate that it is bound to
 	Key       Hash   // of the subjectPublicKeyInfo
 	NotBefore time.Time
 	NotAfter  time.Time
 	Issued    time.Time
-	Request   Hash // of the request that it answers
+	Request   Hash // of the request that it answers; zero: not recorded
 	DER       []byte
 	// Ends is when it is revoked: zero when no end is set, and later than now while a device still
-	// changes from this certificate to the next.
+	// changes from this certificate to the next. One that was replaced and not revoked ends at NotAfter.
 	Ends   time.Time
 	Reason Reason // of Ends
 }
@@ -30,6 +32,11 @@ type Certificate struct {
 // Valid reports whether the certificate may be used at a time.
 func (c *Certificate) Valid(now time.Time) bool {
 	return !now.Before(c.NotBefore) && !now.After(c.NotAfter) && (c.Ends.IsZero() || now.Before(c.Ends))
+}
+
+// Revoked reports whether the certificate is revoked at a time, and not merely expired.
+func (c *Certificate) Revoked(now time.Time) bool {
+	return !c.Ends.IsZero() && !now.Before(c.Ends) && c.Ends.Before(c.NotAfter)
 }
 
 // Reason is why a certificate was revoked (RFC 5280, section 5.3.1).
@@ -55,14 +62,15 @@ func (r Reason) check() error {
 	return invalid("reason: expected 0 to 5 or 9 (RFC 5280, section 5.3.1), came %d", int(r))
 }
 
-// SerialText is how a serial number is written in this package: lower-case hex without leading zeros.
-func SerialText(serial *big.Int) string { return serial.Text(16) }
+// SerialText is how a serial number is written in this package: lower-case hex, whole octets, without
+// leading zero octets.
+func SerialText(serial *big.Int) string { return hex.EncodeToString(serial.Bytes()) }
 
 func checkSerial(s string) error {
 	// RFC 5280, section 4.1.2.2: positive, at most 20 octets.
 	n, ok := new(big.Int).SetString(s, 16)
-	if !ok || n.Sign() <= 0 || n.BitLen() > 160 || n.Text(16) != s {
-		return invalid("serial: expected 1 to 40 lower-case hex digits without leading zeros, came %q", s)
+	if !ok || n.Sign() <= 0 || n.BitLen() > 160 || SerialText(n) != s {
+		return invalid("serial: expected 2 to 40 lower-case hex digits, whole octets without leading zeros, came %q", s)
 	}
 	return nil
 }
@@ -73,9 +81,12 @@ type Issue struct {
 	// KeepRequest is until when a copy of the request is recognized; zero: the certificate's NotAfter.
 	KeepRequest time.Time
 	// Supersede is how long the device's certificate of the same service stays good beside the
-	// new one. Negative: there must be none.
+	// new one: not longer than until it expires. Negative: there must be none.
 	Supersede time.Duration
-	Who       string // on whose behalf, for the record; empty: the device
+	// Replaces is the serial number of the certificate for the same key whose place this one takes; for
+	// a new key it is empty. So two instances that answer one request make one certificate of it.
+	Replaces string
+	Who      string // on whose behalf, for the record; empty: the device
 }
 
 // Issue records a certificate and the request that it answers, and sets an end to the device's
@@ -83,12 +94,12 @@ type Issue struct {
 // certificate of a service without an end.
 //
 // It is called before the certificate is handed out. The errors: ErrReplay when the request was seen
-// before; ErrConflict when the serial number is taken, or when there is a valid certificate and
-// there must be none.
+// before; ErrConflict when the serial number is taken, when the key has a valid certificate that is
+// not named in Replaces, or when the device has one and there must be none.
 func (s *Store) Issue(ctx context.Context, i Issue, now time.Time) error {
 	c := &i.Certificate
 	err := firstError(
-		checkName("service", c.Service), checkName("device", c.Device), checkSerial(c.Serial),
+		checkName("service", c.Service), checkName("issuer", c.Issuer), checkName("device", c.Device), checkSerial(c.Serial),
 		checkText("who", i.Who, MaxName, false),
 		checkSize("certificate", len(c.DER), MaxCertificate),
 	)
@@ -96,8 +107,8 @@ func (s *Store) Issue(ctx context.Context, i Issue, now time.Time) error {
 	case err != nil:
 	case !c.NotAfter.After(c.NotBefore) || !c.NotAfter.After(now):
 		err = invalid("expected a certificate that ends after it begins and after now, came %s to %s", c.NotBefore, c.NotAfter)
-	case c.Key == Hash{} || c.Request == Hash{}:
-		err = invalid("expected the hashes of key and request, came zeros")
+	case c.Key == Hash{}:
+		err = invalid("expected the hash of the key, came zeros")
 	}
 	if err == nil {
 		err = s.write(ctx, func(t *tx) error { return t.issue(i, now) })
@@ -114,12 +125,26 @@ func (t *tx) issue(i Issue, now time.Time) error {
 	if keep.IsZero() {
 		keep = c.NotAfter
 	}
-	if err := t.see(Request{Hash: c.Request, Service: c.Service, Device: c.Device, Seen: now, Keep: keep}); err != nil {
-		return err
+	if c.Request != (Hash{}) {
+		if err := t.see(Request{Hash: c.Request, Service: c.Service, Device: c.Device, Seen: now, Keep: keep}); err != nil {
+			return err
+		}
 	}
-	var serial string
+	var device, issuer, serial string
 	var notAfter int64
-	err := t.one([]any{&serial, &notAfter}, "SELECT serial, not_after FROM certificate WHERE service = ? AND device = ? AND revoked_at IS NULL", c.Service, c.Device)
+	err := t.one([]any{&device, &serial, &notAfter}, `SELECT device, serial, not_after FROM certificate
+		WHERE service = ? AND key_hash = ? AND revoked_at IS NULL ORDER BY issued_at DESC LIMIT 1`, c.Service, c.Key.String())
+	switch {
+	case errors.Is(err, ErrNotFound):
+	case err != nil:
+		return err
+	case device != c.Device:
+		return fmt.Errorf("%w: expected a key that no other device has, %s has a certificate for it; make a new key", ErrConflict, device)
+	case notAfter >= micro(now) && serial != i.Replaces:
+		return fmt.Errorf("%w: expected a key without a valid certificate, it has %s until %s", ErrConflict, serial, fromMicro(notAfter))
+	}
+	serial = ""
+	err = t.one([]any{&issuer, &serial, &notAfter}, "SELECT issuer, serial, not_after FROM certificate WHERE service = ? AND device = ? AND revoked_at IS NULL", c.Service, c.Device)
 	switch {
 	case errors.Is(err, ErrNotFound):
 	case err != nil:
@@ -129,13 +154,13 @@ func (t *tx) issue(i Issue, now time.Time) error {
 	default:
 		// One that has expired ends where it ended.
 		end := min(notAfter, micro(now.Add(max(i.Supersede, 0))))
-		if err := t.end(c.Service, serial, end, Superseded); err != nil {
+		if err := t.end(c.Service, issuer, serial, end, Superseded); err != nil {
 			return err
 		}
 	}
-	n, err := t.exec(`INSERT INTO certificate (service, serial, device, key_hash, not_before, not_after, issued_at, request, der)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (service, serial) DO NOTHING`,
-		c.Service, c.Serial, c.Device, c.Key.String(), micro(c.NotBefore), micro(c.NotAfter), micro(now), c.Request.String(), c.DER)
+	n, err := t.exec(`INSERT INTO certificate (service, issuer, serial, device, key_hash, not_before, not_after, issued_at, request, der)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (service, issuer, serial) DO NOTHING`,
+		c.Service, c.Issuer, c.Serial, c.Device, c.Key.String(), micro(c.NotBefore), micro(c.NotAfter), micro(now), c.Request.String(), c.DER)
 	if err != nil {
 		return err
 	}
@@ -143,13 +168,13 @@ func (t *tx) issue(i Issue, now time.Time) error {
 		return fmt.Errorf("%w: expected a serial number that was never used, came %s", ErrConflict, c.Serial)
 	}
 	return t.audit(Event{At: now, Event: "certificate-issued", Who: cmp.Or(i.Who, c.Device), What: c.Service + " " + c.Serial, Result: ResultOK, Detail: map[string]string{
-		"device": c.Device, "not_after": c.NotAfter.UTC().Format(time.RFC3339), "replaces": serial, "request": c.Request.String(),
+		"device": c.Device, "issuer": c.Issuer, "not_after": c.NotAfter.UTC().Format(time.RFC3339), "replaces": serial, "request": c.Request.String(),
 	}})
 }
 
 // end sets a certificate's end, and moves the head that lists of revoked certificates are made by.
-func (t *tx) end(service, serial string, at int64, why Reason) error {
-	if err := t.must("UPDATE certificate SET revoked_at = ?, revoked_reason = ? WHERE service = ? AND serial = ?", at, int(why), service, serial); err != nil {
+func (t *tx) end(service, issuer, serial string, at int64, why Reason) error {
+	if err := t.must("UPDATE certificate SET revoked_at = ?, revoked_reason = ? WHERE service = ? AND issuer = ? AND serial = ?", at, int(why), service, issuer, serial); err != nil {
 		return err
 	}
 	t.moved = true
@@ -159,6 +184,7 @@ func (t *tx) end(service, serial string, at int64, why Reason) error {
 // Revocation is an order to revoke.
 type Revocation struct {
 	Service string // empty: of every service (then Device is given)
+	Issuer  string // with Serial
 	Serial  string // empty: all of Device's
 	Device  string
 	Reason  Reason
@@ -172,14 +198,14 @@ type Revocation struct {
 // never had one, or there is no such serial number.
 func (s *Store) Revoke(ctx context.Context, r Revocation, now time.Time) (ended []Certificate, err error) {
 	err = firstError(r.Reason.check(), checkText("who", r.Who, MaxName, true), checkText("why", r.Why, MaxText, false),
-		checkText("service", r.Service, MaxName, r.Serial != ""), checkText("device", r.Device, MaxName, r.Serial == ""))
+		checkText("service", r.Service, MaxName, r.Serial != ""), checkText("issuer", r.Issuer, MaxName, r.Serial != ""), checkText("device", r.Device, MaxName, r.Serial == ""))
 	if err == nil && r.Serial != "" {
 		err = checkSerial(r.Serial)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("revoke: %w", err)
 	}
-	q, args := certificateColumns+" WHERE service = ? AND serial = ?", []any{r.Service, r.Serial}
+	q, args := certificateColumns+" WHERE service = ? AND issuer = ? AND serial = ?", []any{r.Service, r.Issuer, r.Serial}
 	switch {
 	case r.Serial != "":
 	case r.Service != "":
@@ -210,11 +236,11 @@ func (s *Store) Revoke(ctx context.Context, r Revocation, now time.Time) (ended 
 				c.Ends = fromMicro(micro(now))
 			}
 			c.Reason = r.Reason
-			if err := t.end(c.Service, c.Serial, micro(c.Ends), c.Reason); err != nil {
+			if err := t.end(c.Service, c.Issuer, c.Serial, micro(c.Ends), c.Reason); err != nil {
 				return err
 			}
 			if err := t.audit(Event{At: now, Event: "certificate-revoked", Who: r.Who, What: c.Service + " " + c.Serial, Result: ResultOK, Detail: map[string]string{
-				"device": c.Device, "reason": strconv.Itoa(int(r.Reason)), "why": r.Why,
+				"device": c.Device, "issuer": c.Issuer, "reason": strconv.Itoa(int(r.Reason)), "why": r.Why,
 			}}); err != nil {
 				return err
 			}
@@ -228,14 +254,14 @@ func (s *Store) Revoke(ctx context.Context, r Revocation, now time.Time) (ended 
 	return ended, nil
 }
 
-const certificateColumns = `SELECT service, serial, device, key_hash, not_before, not_after, issued_at, request, der,
+const certificateColumns = `SELECT service, issuer, serial, device, key_hash, not_before, not_after, issued_at, request, der,
 	COALESCE(revoked_at, 0), COALESCE(revoked_reason, 0) FROM certificate`
 
 func scanCertificate(r row) (c Certificate, err error) {
 	var key, request string
 	var before, after, issued, ends int64
 	var reason int
-	if err := r.Scan(&c.Service, &c.Serial, &c.Device, &key, &before, &after, &issued, &request, &c.DER, &ends, &reason); err != nil {
+	if err := r.Scan(&c.Service, &c.Issuer, &c.Serial, &c.Device, &key, &before, &after, &issued, &request, &c.DER, &ends, &reason); err != nil {
 		return c, err
 	}
 	c.NotBefore, c.NotAfter, c.Issued, c.Ends, c.Reason = fromMicro(before), fromMicro(after), fromMicro(issued), fromMicro(ends), Reason(reason)
@@ -270,8 +296,8 @@ func (s *Store) certificate(ctx context.Context, q string, args ...any) (*Certif
 }
 
 // Certificate returns a certificate by its serial number: what OCSP asks.
-func (s *Store) Certificate(ctx context.Context, service, serial string) (*Certificate, error) {
-	return s.certificate(ctx, certificateColumns+" WHERE service = ? AND serial = ?", service, serial)
+func (s *Store) Certificate(ctx context.Context, service, issuer, serial string) (*Certificate, error) {
+	return s.certificate(ctx, certificateColumns+" WHERE service = ? AND issuer = ? AND serial = ?", service, issuer, serial)
 }
 
 // CurrentCertificate returns the device's certificate of a service that no end has been set to. It
@@ -280,10 +306,10 @@ func (s *Store) CurrentCertificate(ctx context.Context, service, device string) 
 	return s.certificate(ctx, certificateColumns+" WHERE service = ? AND device = ? AND revoked_at IS NULL", service, device)
 }
 
-// CertificateForKey returns the newest certificate for a device's key, also when it has ended: a
+// CertificateForKey returns the newest certificate of a service for a key, also when it has ended: a
 // device that lost the answer asks again with the same key, and may be given the same certificate.
-func (s *Store) CertificateForKey(ctx context.Context, service, device string, key Hash) (*Certificate, error) {
-	return s.certificate(ctx, certificateColumns+" WHERE device = ? AND service = ? AND key_hash = ? ORDER BY issued_at DESC LIMIT 1", device, service, key.String())
+func (s *Store) CertificateForKey(ctx context.Context, service string, key Hash) (*Certificate, error) {
+	return s.certificate(ctx, certificateColumns+" WHERE service = ? AND key_hash = ? ORDER BY issued_at DESC, revoked_at IS NULL DESC LIMIT 1", service, key.String())
 }
 
 // CertificatesOf returns the newest certificates of a device, of all services, at most limit
@@ -306,10 +332,10 @@ type Revoked struct {
 	Reason Reason
 }
 
-// Revoked returns what a service's revocation list of now holds: certificates that ended by now and
+// Revoked returns what an issuing CA's revocation list of now holds: certificates that ended by now and
 // that expire after a time (RFC 5280, section 3.3: an entry is on one list beyond its expiry, so
 // that is the time of the list before).
-func (s *Store) Revoked(ctx context.Context, service string, expireAfter, now time.Time) ([]Revoked, error) {
+func (s *Store) Revoked(ctx context.Context, service, issuer string, expireAfter, now time.Time) ([]Revoked, error) {
 	var out []Revoked
 	err := s.reader(ctx).rows(func(r row) error {
 		var v Revoked
@@ -320,19 +346,20 @@ func (s *Store) Revoked(ctx context.Context, service string, expireAfter, now ti
 		out = append(out, v)
 		return err
 	}, `SELECT serial, revoked_at, revoked_reason FROM certificate
-		WHERE service = ? AND revoked_at IS NOT NULL AND revoked_at <= ? AND not_after >= ? ORDER BY revoked_at, serial`,
-		service, micro(now), micro(expireAfter))
+		WHERE service = ? AND issuer = ? AND revoked_at IS NOT NULL AND revoked_at <= ? AND revoked_at < not_after AND not_after >= ?
+		ORDER BY revoked_at, serial`, service, issuer, micro(now), micro(expireAfter))
 	if err != nil {
 		return nil, fmt.Errorf("revoked certificates of %s: %w", service, err)
 	}
 	return out, nil
 }
 
-// NextEnd returns the first time after now at which a certificate of a service ends that has
+// NextEnd returns the first time after now at which a certificate of an issuing CA ends that has
 // been replaced, so that a new revocation list is due; false when there is none.
-func (s *Store) NextEnd(ctx context.Context, service string, now time.Time) (time.Time, bool, error) {
+func (s *Store) NextEnd(ctx context.Context, service, issuer string, now time.Time) (time.Time, bool, error) {
 	var at int64
-	err := s.reader(ctx).one([]any{&at}, "SELECT COALESCE(MIN(revoked_at), 0) FROM certificate WHERE service = ? AND revoked_at IS NOT NULL AND revoked_at > ?", service, micro(now))
+	err := s.reader(ctx).one([]any{&at}, `SELECT COALESCE(MIN(revoked_at), 0) FROM certificate
+		WHERE service = ? AND issuer = ? AND revoked_at IS NOT NULL AND revoked_at > ? AND revoked_at < not_after`, service, issuer, micro(now))
 	if err != nil {
 		return time.Time{}, false, fmt.Errorf("next end of a certificate of %s: %w", service, err)
 	}

@@ -190,7 +190,7 @@ func TestKilledWhileWriting(t *testing.T) {
 						t.Errorf("seed %d: %s: another file than the one that was confirmed", seed, line)
 					}
 				case "issued":
-					if _, err := s.Certificate(ctx, "g", f[1]); err != nil {
+					if _, err := s.Certificate(ctx, "g", "ca", f[1]); err != nil {
 						t.Errorf("seed %d: %v", seed, err)
 					}
 				default:
@@ -318,7 +318,7 @@ func TestCheckSees(t *testing.T) {
 		get(s.Apply(ctx, store.Change{Registry: members(t, 2, "x"), Who: "op"}, t0))(t)
 		get(s.PutPolicies(ctx, "op", []store.Policy{pol("a", 1, "x"), pol("a", 2, "y")}, nil, t0))(t)
 		ok(t, s.Issue(ctx, store.Issue{Certificate: store.Certificate{
-			Service: "g", Serial: store.SerialText(big.NewInt(77)), Device: "a", Key: hash("k"), Request: hash("r"), NotBefore: t0, NotAfter: t0.Add(time.Hour), DER: []byte("x"),
+			Service: "g", Issuer: "ca", Serial: store.SerialText(big.NewInt(77)), Device: "a", Key: hash("k"), Request: hash("r"), NotBefore: t0, NotAfter: t0.Add(time.Hour), DER: []byte("x"),
 		}}, t0))
 		ok(t, s.Check(ctx))
 		for _, tamper := range []string{

@@ -83,7 +83,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 		return nil, err
 	}
 	if err := s.migrate(ctx); err != nil {
-		s.closeDBs()
+		_ = s.closeDBs()
 		return nil, fmt.Errorf("open the centre's database: %w", kindOf(err))
 	}
 	go s.writer()

@@ -36,7 +36,7 @@ func (s *Store) Prune(ctx context.Context, p Prune, now time.Time) (done Pruned,
 	}
 	loop(&done.Requests, "DELETE FROM request WHERE hash IN (SELECT hash FROM request WHERE keep_until < ? ORDER BY keep_until LIMIT ?)", micro(now))
 	if p.Certificates > 0 {
-		loop(&done.Certificates, "DELETE FROM certificate WHERE (service, serial) IN (SELECT service, serial FROM certificate WHERE not_after < ? ORDER BY not_after LIMIT ?)",
+		loop(&done.Certificates, "DELETE FROM certificate WHERE (service, issuer, serial) IN (SELECT service, issuer, serial FROM certificate WHERE not_after < ? ORDER BY not_after LIMIT ?)",
 			micro(now.Add(-p.Certificates)))
 	}
 	if p.Policies > 0 {

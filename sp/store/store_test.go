@@ -248,7 +248,7 @@ func TestApplyExpectsTheRevision(t *testing.T) {
 func cert(service, device string, n int64, from time.Time, life time.Duration) store.Certificate {
 	serial := store.SerialText(big.NewInt(n))
 	return store.Certificate{
-		Service: service, Serial: serial, Device: device, Key: hash("key " + serial), Request: hash("request " + service + device + serial),
+		Service: service, Issuer: "ca", Serial: serial, Device: device, Key: hash("key " + serial), Request: hash("request " + service + device + serial),
 		NotBefore: from, NotAfter: from.Add(life), DER: []byte("certificate " + serial),
 	}
 }
@@ -260,7 +260,7 @@ func TestCertificates(t *testing.T) {
 		c1 := cert("group-a", "a", 0xabc, t0, week)
 		ok(t, s.Issue(ctx, store.Issue{Certificate: c1, Supersede: -1}, t0))
 		c1.Issued = t0
-		same(t, *get(s.Certificate(ctx, "group-a", "abc"))(t), c1)
+		same(t, *get(s.Certificate(ctx, "group-a", "ca", "0abc"))(t), c1)
 		same(t, *get(s.CurrentCertificate(ctx, "group-a", "a"))(t), c1)
 
 		// The same request once more, and another one with a serial number that is taken.
@@ -279,22 +279,38 @@ func TestCertificates(t *testing.T) {
 		ok(t, s.Issue(ctx, store.Issue{Certificate: c2, Supersede: time.Hour}, now))
 		c2.Issued = now
 		c1.Ends, c1.Reason = now.Add(time.Hour), store.Superseded
-		same(t, *get(s.Certificate(ctx, "group-a", "abc"))(t), c1)
+		same(t, *get(s.Certificate(ctx, "group-a", "ca", "0abc"))(t), c1)
 		same(t, *get(s.CurrentCertificate(ctx, "group-a", "a"))(t), c2)
 		if h := get(s.Heads(ctx))(t); h.Revocation != before.Revocation+1 {
 			t.Errorf("expected the head of revocations to move by one from %d, came %d", before.Revocation, h.Revocation)
 		}
-		same(t, *get(s.CertificateForKey(ctx, "group-a", "a", c1.Key))(t), c1)
+		same(t, *get(s.CertificateForKey(ctx, "group-a", c1.Key))(t), c1)
 		if !c1.Valid(now) || c1.Valid(now.Add(time.Hour)) {
 			t.Error("expected the old one to be good for an hour beside the new one, and no longer")
 		}
-		same(t, get(s.Revoked(ctx, "group-a", now, now))(t), []store.Revoked(nil))
-		end, found, err := s.NextEnd(ctx, "group-a", now)
+		same(t, get(s.Revoked(ctx, "group-a", "ca", now, now))(t), []store.Revoked(nil))
+		end, found, err := s.NextEnd(ctx, "group-a", "ca", now)
 		ok(t, err)
 		same(t, []any{end, found}, []any{now.Add(time.Hour), true})
-		same(t, get(s.Revoked(ctx, "group-a", now, now.Add(time.Hour)))(t), []store.Revoked{{Serial: "abc", At: now.Add(time.Hour), Reason: store.Superseded}})
+		same(t, get(s.Revoked(ctx, "group-a", "ca", now, now.Add(time.Hour)))(t), []store.Revoked{{Serial: "0abc", At: now.Add(time.Hour), Reason: store.Superseded}})
 		// Lists hold it until it has expired.
-		same(t, get(s.Revoked(ctx, "group-a", c1.NotAfter.Add(time.Second), now.Add(week)))(t), []store.Revoked(nil))
+		same(t, get(s.Revoked(ctx, "group-a", "ca", c1.NotAfter.Add(time.Second), now.Add(week)))(t), []store.Revoked(nil))
+
+		// The same key again: only in the place of its own certificate, and never for another device.
+		same1 := cert("group-a", "a", 10, now, week)
+		same1.Key = c2.Key
+		want(t, s.Issue(ctx, store.Issue{Certificate: same1}, now), store.ErrConflict)
+		want(t, s.Issue(ctx, store.Issue{Certificate: with(same1, func(c *store.Certificate) { c.Device = "b" }), Replaces: c2.Serial}, now), store.ErrConflict)
+		ok(t, s.Issue(ctx, store.Issue{Certificate: same1, Replaces: c2.Serial, Supersede: 365 * 24 * time.Hour}, now))
+		if c := get(s.Certificate(ctx, "group-a", "ca", c2.Serial))(t); !c.Valid(now) || !c.Ends.Equal(c.NotAfter) || c.Revoked(c.NotAfter) {
+			t.Errorf("expected one that was replaced to stay good until it expires, and not to be revoked, came %+v", c)
+		}
+		same(t, get(s.Revoked(ctx, "group-a", "ca", now, c2.NotAfter))(t), []store.Revoked{{Serial: "0abc", At: now.Add(time.Hour), Reason: store.Superseded}})
+		same(t, get(s.CertificateForKey(ctx, "group-a", c2.Key))(t).Serial, same1.Serial)
+		// Another CA of the service may use the same number.
+		ok(t, s.Issue(ctx, store.Issue{Certificate: with(cert("group-a", "c", 2, now, week), func(c *store.Certificate) { c.Issuer, c.Key = "new ca", hash("new") })}, now))
+		_, err = s.Certificate(ctx, "group-a", "third ca", c2.Serial)
+		want(t, err, store.ErrNotFound)
 
 		// Another service, another device, and one that follows an expired one.
 		ok(t, s.Issue(ctx, store.Issue{Certificate: cert("group-b", "a", 2, now, week), Supersede: -1}, now))
@@ -302,11 +318,11 @@ func TestCertificates(t *testing.T) {
 		late := now.Add(30 * 24 * time.Hour)
 		fourth := cert("group-a", "b", 4, late, week)
 		ok(t, s.Issue(ctx, store.Issue{Certificate: fourth, Supersede: -1}, late))
-		third := get(s.Certificate(ctx, "group-a", "3"))(t)
+		third := get(s.Certificate(ctx, "group-a", "ca", "03"))(t)
 		if !third.Ends.Equal(third.NotAfter) {
 			t.Errorf("expected one that expired to end where it expired, came %s and %s", third.Ends, third.NotAfter)
 		}
-		same(t, len(get(s.CertificatesOf(ctx, "a", 0))(t)), 3)
+		same(t, len(get(s.CertificatesOf(ctx, "a", 0))(t)), 4)
 		same(t, len(get(s.Expiring(ctx, late, late.Add(8*24*time.Hour), 0))(t)), 1)
 	})
 }
@@ -331,12 +347,12 @@ func TestRevoke(t *testing.T) {
 		}
 		// Once more: nothing. With a worse reason: the same time, the worse reason.
 		same(t, len(get(s.Revoke(ctx, store.Revocation{Device: "a", Who: "op"}, now.Add(time.Minute)))(t)), 0)
-		ended = get(s.Revoke(ctx, store.Revocation{Service: "group-a", Serial: "1", Reason: store.KeyCompromise, Who: "op"}, now.Add(time.Minute)))(t)
+		ended = get(s.Revoke(ctx, store.Revocation{Service: "group-a", Issuer: "ca", Serial: "01", Reason: store.KeyCompromise, Who: "op"}, now.Add(time.Minute)))(t)
 		if len(ended) != 1 || !ended[0].Ends.Equal(now) || ended[0].Reason != store.KeyCompromise {
 			t.Errorf("expected the first time and the worse reason, came %+v", ended)
 		}
-		same(t, get(s.Revoked(ctx, "group-a", now, now))(t), []store.Revoked{{Serial: "1", At: now, Reason: store.KeyCompromise}})
-		b := get(s.Certificate(ctx, "group-a", "3"))(t)
+		same(t, get(s.Revoked(ctx, "group-a", "ca", now, now))(t), []store.Revoked{{Serial: "01", At: now, Reason: store.KeyCompromise}})
+		b := get(s.Certificate(ctx, "group-a", "ca", "03"))(t)
 		if !b.Valid(now) {
 			t.Error("expected b's certificate to stay valid")
 		}
@@ -344,7 +360,7 @@ func TestRevoke(t *testing.T) {
 		next := cert("group-a", "b", 5, now, time.Hour)
 		ok(t, s.Issue(ctx, store.Issue{Certificate: next, Supersede: 30 * time.Minute}, now))
 		same(t, len(get(s.Revoke(ctx, store.Revocation{Device: "b", Service: "group-a", Who: "op"}, now.Add(time.Second)))(t)), 2)
-		same(t, len(get(s.Revoked(ctx, "group-a", now, now.Add(time.Second)))(t)), 3)
+		same(t, len(get(s.Revoked(ctx, "group-a", "ca", now, now.Add(time.Second)))(t)), 3)
 		same(t, [3]uint64{get(s.NextNumber(ctx, "crl/group-a"))(t), get(s.NextNumber(ctx, "crl/group-a"))(t), get(s.NextNumber(ctx, "crl/group-b"))(t)}, [3]uint64{1, 2, 1})
 	})
 }
@@ -649,6 +665,7 @@ func TestLimits(t *testing.T) {
 			"long device":      s.Issue(ctx, store.Issue{Certificate: with(c, func(c *store.Certificate) { c.Device = long })}, t0),
 			"serial":           s.Issue(ctx, store.Issue{Certificate: with(c, func(c *store.Certificate) { c.Serial = "0A" })}, t0),
 			"serial 0":         s.Issue(ctx, store.Issue{Certificate: with(c, func(c *store.Certificate) { c.Serial = "0" })}, t0),
+			"half an octet":    s.Issue(ctx, store.Issue{Certificate: with(c, func(c *store.Certificate) { c.Serial = "abc" })}, t0),
 			"long serial":      s.Issue(ctx, store.Issue{Certificate: with(c, func(c *store.Certificate) { c.Serial = strings.Repeat("f", 41) })}, t0),
 			"no certificate":   s.Issue(ctx, store.Issue{Certificate: with(c, func(c *store.Certificate) { c.DER = nil })}, t0),
 			"large":            s.Issue(ctx, store.Issue{Certificate: with(c, func(c *store.Certificate) { c.DER = make([]byte, store.MaxCertificate+1) })}, t0),

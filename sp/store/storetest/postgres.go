@@ -176,7 +176,7 @@ func start() (s *server, err error) {
 	}
 	data := filepath.Join(dir, "data")
 	// A collation that is not that of SQLite, so that an order that depends on it shows.
-	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", "sp", "-A", "trust", "--no-sync", "-E", "UTF8",
+	initdb := exec.CommandContext(context.Background(), filepath.Join(bin, "initdb"), "-D", data, "-U", "sp", "-A", "trust", "--no-sync", "-E", "UTF8",
 		"--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en")
 	initdb.Dir, initdb.SysProcAttr = dir, &syscall.SysProcAttr{Credential: who}
 	if out, err := initdb.CombinedOutput(); err != nil {
@@ -189,7 +189,7 @@ func start() (s *server, err error) {
 	}
 	defer log.Close()
 	// Nothing here outlives the machine, so nothing is synced; what tests kill are the clients.
-	cmd := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-c", "listen_addresses=",
+	cmd := exec.CommandContext(context.Background(), filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-c", "listen_addresses=",
 		"-c", "fsync=off", "-c", "full_page_writes=off", "-c", "shared_buffers=32MB", "-c", "max_connections=200")
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
 	// A test binary that is killed takes its server with it: a fast shutdown.

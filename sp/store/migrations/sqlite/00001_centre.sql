@@ -39,6 +39,7 @@ CREATE INDEX object_until ON object (until) WHERE until IS NOT NULL;
 
 CREATE TABLE certificate (
     service        TEXT    NOT NULL,
+    issuer         TEXT    NOT NULL,
     serial         TEXT    NOT NULL,
     device         TEXT    NOT NULL,
     key_hash       TEXT    NOT NULL,
@@ -49,12 +50,13 @@ CREATE TABLE certificate (
     der            BLOB    NOT NULL,
     revoked_at     INTEGER,
     revoked_reason INTEGER,
-    PRIMARY KEY (service, serial)
+    PRIMARY KEY (service, issuer, serial)
 ) STRICT;
 -- A device has at most one certificate of a service that no end has been set to.
 CREATE UNIQUE INDEX certificate_current ON certificate (service, device) WHERE revoked_at IS NULL;
 CREATE INDEX certificate_device ON certificate (device, service, issued_at);
-CREATE INDEX certificate_revoked ON certificate (service, revoked_at) WHERE revoked_at IS NOT NULL;
+CREATE INDEX certificate_key_hash ON certificate (service, key_hash, issued_at);
+CREATE INDEX certificate_revoked ON certificate (service, issuer, revoked_at) WHERE revoked_at IS NOT NULL;
 CREATE INDEX certificate_expiry ON certificate (not_after);
 
 CREATE TABLE request (
