@@ -43,9 +43,10 @@ const (
 )
 
 type checker struct {
-	r   *Registry
-	err Error
-	at  Place // the object that is looked at; Path is empty
+	r      *Registry
+	err    Error
+	at     Place                        // the object that is looked at; Path is empty
+	parsed map[string]*x509.Certificate // by PEM
 }
 
 // fault notes one; path is below the object that is looked at.
@@ -347,16 +348,15 @@ func (k *checker) certificate(i int, registered map[string]string) {
 		k.fault(RuleCertificate, path, "the device certificate", "none", do)
 		return
 	}
-	cs, err := certs.ParseCertificates([]byte(d.Certificate))
-	switch {
-	case err != nil:
-		k.fault(RuleCertificate, path, "one certificate in PEM", certs.Quote(err.Error()), do)
-		return
-	case len(cs) != 1:
-		k.fault(RuleCertificate, path, "one certificate in PEM", strconv.Itoa(len(cs)), do)
+	leaf := k.parsed[d.Certificate]
+	if leaf == nil {
+		came := "several"
+		if _, err := certs.ParseCertificates([]byte(d.Certificate)); err != nil {
+			came = certs.Quote(err.Error())
+		}
+		k.fault(RuleCertificate, path, "one certificate in PEM", came, do)
 		return
 	}
-	leaf := cs[0]
 	k.r.cert[i] = leaf
 	if leaf.IsCA {
 		k.fault(RuleCertificate, path, "a device's certificate", "that of a CA, "+certs.SubjectOf(leaf), do)

@@ -3,6 +3,7 @@ package registry
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 )
@@ -38,7 +39,6 @@ type FieldChange struct {
 type object struct {
 	kind, name string
 	members    []string
-	fields     []field
 }
 
 var kindOrder = map[string]int{"service": 0, "member": 1, "device": 2, "contract": 3}
@@ -54,7 +54,7 @@ func (r *Registry) owner(device string) string {
 	return ""
 }
 
-// objects lists a registry's in the order of compare; nil has none. Fields are not filled in.
+// objects lists a registry's in the order of compare; nil has none.
 func (r *Registry) objects() []object {
 	if r == nil {
 		return nil
@@ -97,6 +97,22 @@ func (r *Registry) fields(kind, name string) []field {
 	return nil
 }
 
+// same reports whether an object is the same in both, which is quicker to see than what its values
+// are.
+func (r *Registry) same(old *Registry, kind, name string) bool {
+	switch kind {
+	case "service":
+		return reflect.DeepEqual(r.Service(name), old.Service(name))
+	case "member":
+		return *r.Member(name) == *old.Member(name)
+	case "device":
+		return reflect.DeepEqual(r.Device(name), old.Device(name)) && slices.Equal(r.MembershipsOf(name), old.MembershipsOf(name))
+	case "contract":
+		return reflect.DeepEqual(r.Contract(name), old.Contract(name))
+	}
+	return false
+}
+
 // Diff tells what changes when r replaces old (nil: there was none), by member, then services,
 // members, devices and contracts, by name. The SP's own come first.
 func (r *Registry) Diff(old *Registry) []Change {
@@ -109,13 +125,10 @@ func (r *Registry) Diff(old *Registry) []Change {
 	}
 	before, now := old.objects(), r.objects()
 	for len(before)+len(now) > 0 {
-		order := 0
-		switch {
-		case len(before) == 0:
-			order = 1
-		case len(now) == 0:
+		order := 1
+		if len(now) == 0 {
 			order = -1
-		default:
+		} else if len(before) > 0 {
 			order = before[0].compare(&now[0])
 		}
 		switch {
@@ -128,14 +141,16 @@ func (r *Registry) Diff(old *Registry) []Change {
 			note(o.members, Change{Op: Add, Kind: o.kind, Name: o.name, Fields: compare(nil, r.fields(o.kind, o.name))})
 			now = now[1:]
 		default:
-			o := now[0]
+			was, o := before[0], now[0]
+			if before, now = before[1:], now[1:]; r.same(old, o.kind, o.name) {
+				break
+			}
 			if f := compare(old.fields(o.kind, o.name), r.fields(o.kind, o.name)); len(f) > 0 {
 				// What moves to another member is a change of both.
-				all := slices.Concat(before[0].members, o.members)
+				all := slices.Concat(was.members, o.members)
 				slices.Sort(all)
 				note(slices.Compact(all), Change{Op: Modify, Kind: o.kind, Name: o.name, Fields: f})
 			}
-			before, now = before[1:], now[1:]
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Change) int { return cmp.Compare(a.Member, b.Member) })

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2/unstable"
@@ -134,17 +135,17 @@ func (w *walker) memberships(data []byte) {
 	if decode(data, &f) != nil {
 		return
 	}
-	for i, m := range f.Membership {
-		from, to := nth("membership", i), "membership["+m.Service+"]"
-		add := make(map[string]int)
-		for path, line := range w.out {
-			if rest, ok := strings.CutPrefix(path, from); ok && (rest == "" || rest[0] == '.') {
-				add[to+rest] = line
-			}
+	add := make(map[string]int)
+	for path, line := range w.out {
+		number, rest, ok := strings.Cut(strings.TrimPrefix(path, "membership["), "]")
+		if i, err := strconv.Atoi(number); ok && err == nil && strings.HasPrefix(path, "membership[") && i < len(f.Membership) {
+			to := "membership[" + f.Membership[i].Service + "]" + rest
+			// Of a service that is there twice, the second is the fault.
+			add[to] = max(add[to], line)
 		}
-		for path, line := range add {
-			w.note(path, line)
-		}
+	}
+	for path, line := range add {
+		w.note(path, line)
 	}
 }
 

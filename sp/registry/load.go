@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -175,7 +176,7 @@ func Load(fsys fs.FS) (*Registry, error) {
 	if len(l.err.Faults) > 0 {
 		return nil, &l.err
 	}
-	return build(canonical(l.c), l.locate)
+	return build(l.c, l.locate)
 }
 
 type loader struct {
@@ -187,6 +188,10 @@ type loader struct {
 	at    Place
 	where map[string]int // nil: not needed so far
 	data  []byte
+
+	mu    sync.Mutex // guards last and lines
+	last  string     // the file whose lines were asked for last
+	lines map[string]int
 }
 
 func (l *loader) add(f *Fault) {
@@ -221,11 +226,17 @@ func (l *loader) locate(p Place) (string, int) {
 	if name == "" || p.Path == "" {
 		return name, 0
 	}
-	data, err := readFile(l.fs, name, MaxFileSize)
-	if err != nil {
-		return name, 0
+	// Faults of one object come one after the other.
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.last != name {
+		data, err := readFile(l.fs, name, MaxFileSize)
+		if err != nil {
+			return name, 0
+		}
+		l.last, l.lines = name, lines(data)
 	}
-	return name, lineOf(lines(data), p.Path)
+	return name, lineOf(l.lines, p.Path)
 }
 
 // readFile reads a regular file of bounded size.

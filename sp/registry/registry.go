@@ -270,7 +270,7 @@ func Decode(data []byte) (*Registry, error) {
 // New makes a registry of objects in any order. The error is a *Error of kind ErrRefused that lists
 // what is wrong. The objects are copied.
 func New(c Content) (*Registry, error) {
-	return build(canonical(c), nil)
+	return build(c, nil)
 }
 
 // Locate returns the file and line of a place, for registries that Load made: faults that are found
@@ -282,10 +282,11 @@ func (r *Registry) Locate(p Place) (file string, line int) {
 	return r.where(p)
 }
 
-// build indexes and checks; c is canonical.
+// build indexes and checks.
 func build(c Content, where locator) (*Registry, error) {
+	c, parsed := canonical(c)
 	r := &Registry{c: c, where: where}
-	k := checker{r: r}
+	k := checker{r: r, parsed: parsed}
 	k.bounds()
 	if len(k.err.Faults) == 0 {
 		k.index()
@@ -299,8 +300,10 @@ func build(c Content, where locator) (*Registry, error) {
 }
 
 // canonical returns a sorted deep copy: names of devices in lower case, times in UTC and whole
-// seconds, empty lists nil. Lists within an object keep their order.
-func canonical(c Content) Content {
+// seconds, empty lists nil. Lists within an object keep their order. The device certificates that can be read
+// come along by their PEM.
+func canonical(c Content) (Content, map[string]*x509.Certificate) {
+	parsed := make(map[string]*x509.Certificate, len(c.Devices))
 	out := Content{
 		Members: slices.Clone(c.Members), Devices: slices.Clone(c.Devices), Services: slices.Clone(c.Services),
 		Memberships: slices.Clone(c.Memberships), Contracts: slices.Clone(c.Contracts),
@@ -321,6 +324,7 @@ func canonical(c Content) Content {
 		}
 		if cs, err := certs.ParseCertificates([]byte(d.Certificate)); err == nil && len(cs) == 1 {
 			d.Certificate = string(certs.EncodePEM(cs[0]))
+			parsed[d.Certificate] = cs[0]
 		}
 	}
 	for i := range out.Services {
@@ -367,7 +371,7 @@ func canonical(c Content) Content {
 		return cmp.Or(cmp.Compare(a.Device, b.Device), cmp.Compare(a.Service, b.Service))
 	})
 	slices.SortStableFunc(out.Contracts, func(a, b Contract) int { return cmp.Compare(a.Name, b.Name) })
-	return out
+	return out, parsed
 }
 
 // list copies; an empty list has one form.

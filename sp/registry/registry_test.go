@@ -285,7 +285,7 @@ func TestFaults(t *testing.T) {
 		{"zones overlap", replace(fileA, "10.1.2.0/24", "10.1.0.0/16"), registry.RuleZoneOverlap, []string{fileA + ":14: zone[1].prefixes[0]: ", `"hsz"`}},
 		{"level", replace(fileA, `"HSZ"`, `"high"`), registry.RuleWord, []string{fileA + ":7: zone[0].level: "}},
 		{"service of membership", replace(fileB, `service = "group-a"`, `service = "group-x"`), registry.RuleReference, []string{fileB + ":12: membership[group-x].service: "}},
-		{"membership twice", replace(fileA, `service = "group-b"`, `service = "group-a"`), registry.RuleTwice, []string{fileA + ":17: membership[group-a]: "}},
+		{"membership twice", replace(fileA, `service = "group-b"`, `service = "group-a"`), registry.RuleTwice, []string{fileA + ":20: membership[group-a]: "}},
 		{"times of membership", replace(fileB, `service = "group-a"`, "service = \"group-a\"\nfrom = 2026-01-02T00:00:00Z\nuntil = 2026-01-01T00:00:00Z"), registry.RuleTime, []string{fileB + ":14: membership[group-a].until: "}},
 		{"time without a zone", replace(fileAB, `idle = "1m"`, "from = 2026-01-01"), registry.RuleTime, []string{fileAB + ":4: from: ", "with its zone"}},
 		{"time in quotes", replace(fileAB, `idle = "1m"`, `from = "2026-01-01T00:00:00Z"`), registry.RuleTime, []string{fileAB + ":4: from: ", "without quotes"}},
