@@ -118,7 +118,7 @@ func (x *exchange) enroll(w http.ResponseWriter) *Refusal {
 	if err != nil {
 		return internal("certs-only answer", err)
 	}
-	x.s.cfg.Recorder.Enrolled(x.r.Context(), Enrolment{
+	x.s.cfg.Recorder.Enrolled(context.WithoutCancel(x.r.Context()), Enrolment{
 		Operation: x.op, Service: x.name, Device: grant.Device, Client: certs.SubjectOf(c.leaf), Remote: x.r.RemoteAddr,
 		Certificate: issued.Certificate, Again: issued.Again, Bound: bound, Proven: proven,
 	})

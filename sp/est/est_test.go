@@ -172,16 +172,15 @@ func (w *world) refused(t *testing.T, r *reply, class est.Class) {
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	type attempt struct {
-		w        *world
-		t        *testing.T
-		by       *tls.Certificate
-		conn     *conn
-		service  string
-		op       string
-		req      request
-		body     []byte // instead of the request
-		head     string // instead of the right one
-		recorded string // the class of internal/certs in the record's cause
+		w       *world
+		t       *testing.T
+		by      *tls.Certificate
+		conn    *conn
+		service string
+		op      string
+		req     request
+		body    []byte // instead of the request
+		head    string // instead of the right one
 	}
 	for name, c := range map[string]struct {
 		before func(a *attempt) // before the connection

@@ -142,7 +142,7 @@ func (x *exchange) refuse(w http.ResponseWriter, r *Refusal) {
 	if t := x.r.TLS; t != nil && len(t.PeerCertificates) > 0 {
 		r.Client = certs.SubjectOf(t.PeerCertificates[0])
 	}
-	x.s.cfg.Recorder.Refused(x.r.Context(), r)
+	x.s.cfg.Recorder.Refused(context.WithoutCancel(x.r.Context()), r) // also when the client is gone
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; charset=utf-8") // RFC 8951, section 5
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -201,9 +201,15 @@ func (x *exchange) body(w http.ResponseWriter) ([]byte, *Refusal) {
 
 // enter waits for a place among those that are worked on.
 func (x *exchange) enter(ctx context.Context) (leave func(), refusal *Refusal) {
+	leave = func() { <-x.s.atOnce }
 	select {
 	case x.s.atOnce <- struct{}{}:
-		return func() { <-x.s.atOnce }, nil
+		return leave, nil
+	default:
+	}
+	select {
+	case x.s.atOnce <- struct{}{}:
+		return leave, nil
 	case <-ctx.Done():
 		return nil, busy("more enrolments at once than the server takes", ctx.Err())
 	}

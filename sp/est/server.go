@@ -25,8 +25,9 @@ type CA interface {
 type Service struct {
 	CA CA
 	// Plain serves clients that cannot link their request to the TLS connection and know no
-	// relatedCertRequest (curl, strongSwan's pki, whose paths are /SERVICE/.well-known/est/…: both
-	// handlers must be mounted then). What a request contains is checked all the same.
+	// relatedCertRequest (curl, strongSwan's pki). What a request contains is checked all the
+	// same. strongSwan puts the service before the path, so the handler must be mounted for
+	// /SERVICE/.well-known/est/ as well.
 	Plain bool
 	// Curve is the only kind of key that is certified, and what csrattrs asks for; nil: any
 	// that internal/certs allows.

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -240,7 +241,7 @@ func (w *world) listen(t testing.TB) {
 	w.roots, w.rootPEM = x509.NewCertPool(), certs.EncodePEM(root)
 	w.roots.AddCert(root)
 	srv := est.HTTPServer(w.server, est.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }))
-	srv.ErrorLog = nil
+	srv.ErrorLog = log.New(io.Discard, "", 0) // tests fail handshakes on purpose
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -35,7 +35,9 @@ const (
 type CA struct {
 	Root *x509.Certificate
 	Cert *x509.Certificate // the issuing CA
-	Key  crypto.Signer     // the issuing CA's
+	// Key is the issuing CA's. It is called from many goroutines, and brings its own time limit
+	// where it can hang (a token).
+	Key crypto.Signer
 
 	// RootKey is nil where the root is offline: then the root signs lists and successors elsewhere.
 	RootKey crypto.Signer

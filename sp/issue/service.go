@@ -329,11 +329,16 @@ func (s *Service) again(r *Request, before *Record) (*Issued, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record of certificate %s: %w", before.Serial, err)
 	}
-	// The grant or the device certificate may have changed since.
-	if !slices.Equal(c.DNSNames, r.Names) || certs.CheckRelated(c, r.DeviceDER) != nil {
+	if !answers(c, r) {
 		return nil, nil
 	}
 	return &Issued{Certificate: c, Again: true}, nil
+}
+
+// answers reports whether a certificate is what would be issued for r: the grant or the device
+// certificate may have changed since.
+func answers(c *x509.Certificate, r *Request) bool {
+	return slices.Equal(c.DNSNames, r.Names) && certs.CheckRelated(c, r.DeviceDER) == nil
 }
 
 func (s *Service) issue(ctx context.Context, r *Request, key [32]byte, known bool, before *Record) (*Issued, error) {
