@@ -43,8 +43,8 @@ func TestKeylogIsOutOfReach(t *testing.T) {
 	}
 	// What it says to the outside must not be found under another tag, or none.
 	for _, f := range run("git", "grep", "-l", "WARDGATE_"+"KEYLOG") {
-		if f != "router/keylog.go" && !strings.HasPrefix(f, "internal/e2e/") {
-			t.Errorf("%s names the environment variable of the build that writes keys down: want only router/keylog.go and tests to", f)
+		if f != "router/keylog.go" && f != "docs/testing.md" && !strings.HasPrefix(f, "internal/e2e/") {
+			t.Errorf("%s names the environment variable of the build that writes keys down: want only router/keylog.go, docs/testing.md and tests to", f)
 		}
 	}
 }

@@ -65,11 +65,18 @@ func TestPathMTU(t *testing.T) {
 			for _, v6 := range families {
 				// The first packets too long are lost and the kernel of the host hears why.
 				hostLearns(ctx, t, n, v6, c.innerMTU)
-				// TCP goes at once: both ends are told in the handshake what fits.
+				// TCP goes at once: hosts that know nothing are told in the handshake what fits.
+				forget(t, n)
+				tooBig := [2]uint64{counters(ctx, t, n.Sides[0])["drop_too_big"], counters(ctx, t, n.Sides[1])["drop_too_big"]}
 				s := &tcpStream{from: n.Hosts[0], to: n.Hosts[1], src: n.Addr(0, v6), dst: netip.AddrPortFrom(n.Addr(1, v6), lab.LinePorts[0]), size: 2 << 20, seed: 3}
 				must(t, s.run(ctx))
 				back := &tcpStream{from: n.Hosts[1], to: n.Hosts[0], src: n.Addr(1, v6), dst: netip.AddrPortFrom(n.Addr(0, v6), lab.LinePorts[0]), size: 2 << 20, seed: 4}
 				must(t, back.run(ctx))
+				for i, f := range n.Sides {
+					if more := counters(ctx, t, f)["drop_too_big"] - tooBig[i]; more != 0 {
+						t.Errorf("IPv6 %v: %s dropped %d TCP packets for their length; want none to be sent that are too long", v6, f.Title, more)
+					}
+				}
 				if v6 {
 					continue // IPv6 packets are fragmented by hosts alone
 				}

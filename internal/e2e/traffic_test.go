@@ -256,15 +256,17 @@ func (d *datagrams) run(ctx context.Context) (received int, err error) {
 			}
 		}
 	}()
-	wait := func(until int) { // until so many have arrived, or none comes any more
-		for int(got.Load()) < until && ctx.Err() == nil {
+	wait := func(until int) bool { // until so many have arrived, or none comes any more
+		for int(got.Load()) < until {
 			select {
 			case <-news:
 			case <-ctx.Done():
+				return false
 			case <-time.After(2 * time.Second):
-				return
+				return int(got.Load()) >= until
 			}
 		}
+		return true
 	}
 	for i := range d.count {
 		b := datagram(i, d.size(i))
@@ -273,7 +275,9 @@ func (d *datagrams) run(ctx context.Context) (received int, err error) {
 				return int(got.Load()), fmt.Errorf("UDP to %v, datagram %d of %d octets: %w", d.dst, i, len(b), err)
 			}
 		}
-		wait(i + 1 - d.ahead)
+		if !wait(i + 1 - d.ahead) {
+			break // more are lost than may be under way
+		}
 	}
 	wait(d.count)
 	in.Close()
