@@ -152,7 +152,7 @@ func (x *exchange) authenticate(ctx context.Context, t *tls.ConnectionState) (*c
 		return nil, refuse(BadCertificate, "a certificate that is on this centre's record", "one that is not", "enrol with the device certificate").because(err)
 	case err != nil:
 		return nil, failure("record of certificates", err)
-	case !rec.RevokedAt.IsZero():
+	case rec.Revoked(x.now):
 		e := &certs.Error{Class: certs.Revoked, Role: "service", Subject: certs.SubjectOf(leaf), Expected: "a certificate that is not revoked", Got: "one that is", Do: "enrol with the device certificate if the device still belongs to the service"}
 		return nil, fromCert(BadCertificate, "a service certificate", e)
 	}

@@ -58,7 +58,7 @@ func (s *Service) CRL(ctx context.Context, keyID string, now time.Time) (*x509.R
 		case KeyID(ca.Cert):
 			// RFC 5280, section 3.3: an entry stays until after the certificate has ended; one
 			// list's life more, so that nobody misses it.
-			revoked, err := s.cfg.Recorder.Revoked(ctx, s.cfg.Name, keyID, now.Add(-s.cfg.CRLLife))
+			revoked, err := s.cfg.Recorder.Revoked(ctx, s.cfg.Name, keyID, now.Add(-s.cfg.CRLLife), now)
 			if err != nil {
 				return nil, err
 			}

@@ -162,7 +162,7 @@ func (p *Responder) Answer(ctx context.Context, der []byte, now time.Time) (*OCS
 		}
 		key := ""
 		if req.nonce == nil {
-			if key, err = s.statusKey(ctx, g.list[i], req); err != nil {
+			if key, err = s.statusKey(ctx, g.list[i], req, now); err != nil {
 				return nil, err
 			}
 			if a := p.cached(key, now, life); a != nil {
@@ -182,11 +182,11 @@ func (p *Responder) Answer(ctx context.Context, der []byte, now time.Time) (*OCS
 }
 
 // statusKey names an answer by all that it says but for the time.
-func (s *Service) statusKey(ctx context.Context, ca *CA, r *ocspRequest) (string, error) {
+func (s *Service) statusKey(ctx context.Context, ca *CA, r *ocspRequest, now time.Time) (string, error) {
 	var b strings.Builder
 	b.WriteString(KeyID(ca.Cert))
 	for i := range r.ids {
-		st, err := s.status(ctx, ca, r.ids[i].serial)
+		st, err := s.status(ctx, ca, r.ids[i].serial, now)
 		if err != nil {
 			return "", err
 		}
@@ -199,7 +199,7 @@ func (p *Responder) cached(key string, now time.Time, life time.Duration) *OCSPA
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	a := p.cache[key]
-	if a == nil || now.Before(a.ThisUpdate) || !now.Before(a.ThisUpdate.Add(life/2)) {
+	if a == nil || now.Before(a.ThisUpdate) || !now.Before(a.ThisUpdate.Add(life/2)) || now.After(a.NextUpdate) {
 		return nil
 	}
 	return a

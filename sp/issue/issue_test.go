@@ -599,6 +599,31 @@ func TestOCSP(t *testing.T) {
 	}
 }
 
+// A certificate whose end is set for later is good until then, and nothing says otherwise for longer.
+func TestEndAhead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	c, ca := w.issued(t, t0), w.Current().Cert
+	end := t0.Add(4 * time.Minute)
+	if _, err := w.Revoke(t.Context(), issue.KeyID(ca), issue.SerialText(c.SerialNumber), end, 4); err != nil {
+		t.Fatal(err)
+	}
+	p, req := responder(w, t0), must(ocsp.CreateRequest(c, ca, nil))
+	for _, at := range []time.Duration{0, 3 * time.Minute, 4 * time.Minute, 5 * time.Minute} {
+		now, want := t0.Add(at), ocsp.Good
+		if !now.Before(end) {
+			want = ocsp.Revoked
+		}
+		got := must(ocsp.ParseResponse(must(p.Answer(t.Context(), req, now)).DER, ca))
+		if got.Status != want || got.Status == ocsp.Good && got.NextUpdate.After(end) {
+			t.Errorf("after %v: status %d until %v, want %d", at, got.Status, got.NextUpdate, want)
+		}
+		if n := len(must(w.CRL(t.Context(), issue.KeyID(ca), now)).RevokedCertificateEntries); (n == 1) != (want == ocsp.Revoked) {
+			t.Errorf("after %v: the list names %d", at, n)
+		}
+	}
+}
+
 // A cached answer does not outlive the state that it tells.
 func TestOCSPAfterRevocation(t *testing.T) {
 	t.Parallel()

@@ -165,6 +165,7 @@ func parseOCSP(der []byte) (*ocspRequest, error) {
 type status struct {
 	known     bool      // was issued here
 	revokedAt time.Time // zero: good
+	ends      time.Time // when it will be revoked; zero: not known to be
 	reason    int
 }
 
@@ -195,30 +196,33 @@ func (s *Service) answerOCSP(ctx context.Context, r *ocspRequest, now time.Time,
 		return nil, fmt.Errorf("%w: expected certificates by one CA of service %s", ErrUnknownCA, s.cfg.Name)
 	}
 	ca := g.list[i]
-	now = now.UTC().Truncate(time.Second)
-	next := now.Add(life)
+	this := now.UTC().Truncate(time.Second) // GeneralizedTime has no fractions (RFC 5280, section 4.1.2.5.2)
+	next := this.Add(life)
 	states := make([]status, len(r.ids))
 	for j := range r.ids {
 		var err error
-		if states[j], err = s.status(ctx, ca, r.ids[j].serial); err != nil {
+		if states[j], err = s.status(ctx, ca, r.ids[j].serial, now); err != nil {
 			return nil, err
+		}
+		if end := states[j].ends; !end.IsZero() && end.Before(next) {
+			next = end // no answer tells longer than it is true
 		}
 	}
 	var singles cryptobyte.Builder
 	singles.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		for j := range r.ids {
-			single(b, r.ids[j].raw, states[j], now, next)
+			single(b, r.ids[j].raw, states[j], this, next)
 		}
 	})
 	responses, err := singles.Bytes()
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.signOCSP(ca, responses, r.nonce, now)
+	out, err := s.signOCSP(ca, responses, r.nonce, this)
 	if err != nil {
 		return nil, err
 	}
-	return &OCSPAnswer{DER: out, ThisUpdate: now, NextUpdate: next, Nonce: r.nonce != nil}, nil
+	return &OCSPAnswer{DER: out, ThisUpdate: this, NextUpdate: next, Nonce: r.nonce != nil}, nil
 }
 
 // find returns the place of the CA that all ids name, or -1.
@@ -236,13 +240,16 @@ func (g *generations) find(ids []certID) int {
 	return -1
 }
 
-func (s *Service) status(ctx context.Context, ca *CA, serial *big.Int) (status, error) {
+func (s *Service) status(ctx context.Context, ca *CA, serial *big.Int, now time.Time) (status, error) {
 	rec, err := s.cfg.Recorder.Find(ctx, s.cfg.Name, KeyID(ca.Cert), SerialText(serial))
 	switch {
 	case errors.Is(err, ErrNotIssued):
 		return status{}, nil
 	case err != nil:
 		return status{}, err
+	}
+	if !rec.Revoked(now) {
+		return status{known: true, ends: rec.RevokedAt}, nil
 	}
 	return status{known: true, revokedAt: rec.RevokedAt, reason: rec.Reason}, nil
 }

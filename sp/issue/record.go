@@ -19,14 +19,22 @@ type Record struct {
 	DER     []byte
 
 	NotBefore, NotAfter time.Time
+	Issued              time.Time // when; NotBefore lies somewhat earlier
 
 	// Replaces is the serial number of the certificate for the same key that this one takes the
 	// place of (a renewal without a new key); empty for a new key. What is replaced is not
 	// revoked: it merely is no longer the one that a repeated request is answered with.
 	Replaces string
 
-	RevokedAt time.Time // zero: not revoked
-	Reason    int       // CRLReason, RFC 5280, section 5.3.1
+	// RevokedAt is when it ends before its time; zero: it does not. It may lie ahead: a certificate
+	// whose device has a newer one stays good for the time that the change takes.
+	RevokedAt time.Time
+	Reason    int // CRLReason, RFC 5280, section 5.3.1
+}
+
+// Revoked reports whether the certificate is revoked at now.
+func (r *Record) Revoked(now time.Time) bool {
+	return !r.RevokedAt.IsZero() && !now.Before(r.RevokedAt)
 }
 
 // Recorder keeps what was issued. Each method is one transaction; two instances of the centre may
@@ -43,9 +51,9 @@ type Recorder interface {
 	FindKey(ctx context.Context, service string, key [32]byte) (Record, error)
 	// Revoke marks a certificate as revoked. ErrNotIssued, ErrRevoked.
 	Revoke(ctx context.Context, service, issuer, serial string, at time.Time, reason int) (Record, error)
-	// Revoked returns the revoked certificates of an issuing CA whose NotAfter is not before
-	// since.
-	Revoked(ctx context.Context, service, issuer string, since time.Time) ([]Record, error)
+	// Revoked returns the certificates of an issuing CA that are revoked at now and whose NotAfter
+	// is not before since.
+	Revoked(ctx context.Context, service, issuer string, since, now time.Time) ([]Record, error)
 	// NextCRLNumber returns a number that grows with every call for this issuer, from 1.
 	NextCRLNumber(ctx context.Context, service, issuer string) (int64, error)
 }

@@ -385,7 +385,7 @@ func (s *Service) issue(ctx context.Context, r *Request, key [32]byte, known boo
 	}
 	rec := Record{
 		Service: s.cfg.Name, Issuer: id, Serial: SerialText(serial), Device: r.Device, Key: key,
-		DER: c.Raw, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
+		DER: c.Raw, NotBefore: c.NotBefore, NotAfter: c.NotAfter, Issued: r.Now,
 	}
 	if known {
 		rec.Replaces = before.Serial

@@ -111,7 +111,7 @@ func (m *Memory) Revoke(_ context.Context, service, issuer, serial string, at ti
 }
 
 // Revoked implements issue.Recorder.
-func (m *Memory) Revoked(_ context.Context, service, issuer string, since time.Time) ([]issue.Record, error) {
+func (m *Memory) Revoked(_ context.Context, service, issuer string, since, now time.Time) ([]issue.Record, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.fail != nil {
@@ -120,7 +120,7 @@ func (m *Memory) Revoked(_ context.Context, service, issuer string, since time.T
 	var out []issue.Record
 	for i := range m.records {
 		r := &m.records[i]
-		if r.Service == service && r.Issuer == issuer && !r.RevokedAt.IsZero() && !r.NotAfter.Before(since) {
+		if r.Service == service && r.Issuer == issuer && r.Revoked(now) && !r.NotAfter.Before(since) {
 			out = append(out, *r)
 		}
 	}
