@@ -13,8 +13,8 @@ import (
 
 func eachBench(b *testing.B, run func(b *testing.B, s *store.Store)) {
 	b.Helper()
-	b.Run("sqlite", func(b *testing.B) { b.ReportAllocs(); run(b, open(b, storetest.SQLite(b))) })
-	b.Run("postgres", func(b *testing.B) { b.ReportAllocs(); run(b, open(b, storetest.Postgres(b))) })
+	b.Run("sqlite", func(b *testing.B) { s := open(b, storetest.SQLite(b)); b.ReportAllocs(); b.ResetTimer(); run(b, s) })
+	b.Run("postgres", func(b *testing.B) { s := open(b, storetest.Postgres(b)); b.ReportAllocs(); b.ResetTimer(); run(b, s) })
 }
 
 // Certificates of 64 devices at a time, each with request, end of the old one and record.

@@ -147,3 +147,72 @@ func TestBusyAndBroken(t *testing.T) {
 		}
 	})
 }
+
+// Somebody who can write the tables, and knows how entries are hashed, writes one anew: the next one
+// does not fit any more.
+func TestRewrittenEntryShows(t *testing.T) {
+	t.Parallel()
+	storetest.Each(t, func(t *testing.T, url string) {
+		ctx := t.Context()
+		s, err := Open(ctx, Options{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		at := time.Unix(1, 0)
+		for range 3 {
+			if err := s.Record(ctx, Event{At: at, Event: "refused", Who: "mallory", Result: ResultRefused}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		trigger := "DROP TRIGGER audit_no_update"
+		if s.d == postgres {
+			trigger = "DROP TRIGGER audit_no_change ON audit"
+		}
+		if err := s.Tamper(ctx, trigger); err != nil {
+			t.Fatal(err)
+		}
+		first, err := s.Entries(ctx, 0, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		forged := chain(Hash{}, 1, micro(at), "refused", "alice", "", "", ResultRefused, "null")
+		if honest := chain(Hash{}, 1, micro(at), "refused", "mallory", "", "", ResultRefused, "null"); honest != first[0].Hash {
+			t.Fatalf("expected the hash %s, came %s: the test's idea of an entry is wrong", honest, first[0].Hash)
+		}
+		if err := s.Tamper(ctx, "UPDATE audit SET who = 'alice', hash = ? WHERE seq = 1", forged.String()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.VerifyRecord(ctx, Mark{}); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "entry 2") {
+			t.Errorf("expected that entry 2 does not fit, came %v", err)
+		}
+		// A content that does not fit its own hash.
+		if err := s.Tamper(ctx, "UPDATE audit SET who = 'bob' WHERE seq = 1"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.VerifyRecord(ctx, Mark{}); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "entry 1") {
+			t.Errorf("expected that entry 1 does not fit its hash, came %v", err)
+		}
+		// An entry that is gone.
+		for _, q := range []string{"DROP TRIGGER audit_no_delete", "DELETE FROM audit WHERE seq = 3"} {
+			if s.d == postgres && strings.HasPrefix(q, "DROP") {
+				continue // it was one trigger
+			}
+			if err := s.Tamper(ctx, q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.VerifyRecord(ctx, Mark{Seq: 2, Hash: mustHash(t, s, 2)}); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "entry 3") {
+			t.Errorf("expected that entry 3 is missing, came %v", err)
+		}
+	})
+}
+
+func mustHash(t *testing.T, s *Store, seq uint64) Hash {
+	t.Helper()
+	e, err := s.Entries(t.Context(), seq-1, 1)
+	if err != nil || len(e) != 1 {
+		t.Fatal(err, e)
+	}
+	return e[0].Hash
+}

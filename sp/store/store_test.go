@@ -453,7 +453,8 @@ func TestPolicySerialsNeverGoBack(t *testing.T) {
 func TestFollowersMissNothing(t *testing.T) {
 	each(t, func(t *testing.T, s *store.Store) {
 		const devices, rounds, writers = 10, 12, 4
-		ctx := t.Context()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
 		instances := []*store.Store{s, again(t, s)}
 		follower := again(t, s)
 		var wg sync.WaitGroup
@@ -466,12 +467,14 @@ func TestFollowersMissNothing(t *testing.T) {
 						_, err := instances[w%2].PutPolicies(ctx, "op", []store.Policy{pol(fmt.Sprint("d", d), uint64(r+1), fmt.Sprint(r))}, nil, t0)
 						if err != nil {
 							t.Error(err)
+							cancel()
 							return
 						}
 					}
 				}
 			}()
 		}
+		defer wg.Wait()
 		seen, at := map[string]uint64{}, store.Heads{}
 		for done := false; !done; {
 			h, err := follower.Wait(ctx, at)
@@ -491,11 +494,7 @@ func TestFollowersMissNothing(t *testing.T) {
 			for _, v := range seen {
 				done = done && v == rounds
 			}
-			if t.Failed() {
-				break
-			}
 		}
-		wg.Wait()
 		same(t, get(s.Heads(ctx))(t).Policy, uint64(devices*rounds))
 	})
 }
