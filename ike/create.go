@@ -133,7 +133,7 @@ func (t *newChild) prepare(sa *SA) error {
 	var err error
 	if t.id == 0 {
 		t.id = sa.host.nextChild()
-		if t.spi, err = sa.host.newESPSPI(t.id, sa.receiveQueue(t.cfg, t.queue)); err != nil {
+		if t.spi, err = sa.host.newESPSPI(t.id, sa.receiveQueueAfter(t.cfg, t.queue, t.old)); err != nil {
 			return err
 		}
 	}
@@ -415,7 +415,7 @@ func (sa *SA) offerChild(k *keying, out *outgoing, req childRequest) *ChildConfi
 	}
 	k.id = sa.host.nextChild()
 	var err error
-	if k.spiIn, err = sa.host.newESPSPI(k.id, sa.receiveQueue(cfg, k.queue)); err == nil && k.nr == nil {
+	if k.spiIn, err = sa.host.newESPSPI(k.id, sa.receiveQueueAfter(cfg, k.queue, k.replaces)); err == nil && k.nr == nil {
 		k.nr, err = sa.newNonce()
 	}
 	if err != nil {

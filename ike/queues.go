@@ -183,6 +183,17 @@ func (sa *SA) receiveQueue(cfg *ChildConfig, queue int) int {
 	return -1
 }
 
+// receiveQueueAfter is receiveQueue for a CHILD SA that may take the place of old (nil: it takes
+// nobody's). The successor of one that is alone keeps to the queue of its inbound packets: in
+// another, packets on the new SA could overtake those on the old one.
+func (sa *SA) receiveQueueAfter(cfg *ChildConfig, queue int, old *child) int {
+	q := sa.receiveQueue(cfg, queue)
+	if q < 0 && old != nil && sa.cfg.Queues > 1 {
+		return int(old.spiIn % uint32(sa.cfg.Queues))
+	}
+	return q
+}
+
 // several tells whether CHILD SAs stand beside the fallback.
 func (sa *SA) several(name string) bool {
 	return sa.est != nil && slices.ContainsFunc(sa.est.children, func(c *child) bool { return c.queue > 0 && c.stands(name) })

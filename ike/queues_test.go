@@ -195,6 +195,31 @@ func TestAloneUsesAllQueues(t *testing.T) {
 	}
 }
 
+// TestSuccessorKeepsItsQueue: the packets of a CHILD SA that is alone go on coming to the same
+// receive queue when it is rekeyed, from whichever end; in another they could overtake each other.
+func TestSuccessorKeepsItsQueue(t *testing.T) {
+	t.Parallel()
+	for seed := uint64(1); seed <= 10; seed++ {
+		p := newPair(t, queued(4, 4, pairOptions{seed: seed, both: psk}))
+		p.up()
+		atA, atB := childOf(t, p.a).SPIIn%4, childOf(t, p.b).SPIIn%2
+		for i := range 6 {
+			n := []*iketest.Node{p.a, p.b}[i%2]
+			old := childOf(t, n).SPIIn
+			if err := n.Endpoint.RekeyChild(childOf(t, n).ID); err != nil {
+				t.Fatal(err)
+			}
+			p.w.For(2 * time.Minute)
+			if childOf(t, n).SPIIn == old {
+				t.Fatal("not rekeyed")
+			}
+			if a, b := childOf(t, p.a).SPIIn%4, childOf(t, p.b).SPIIn%2; a != atA || b != atB {
+				t.Errorf("seed %d, rekey %d: queues %d and %d, before %d and %d", seed, i, a, b, atA, atB)
+			}
+		}
+	}
+}
+
 // TestQueuesAtOnce: both ends want them at the same time, on a link that reorders and loses. Both
 // end with as many as both allow, no more.
 func TestQueuesAtOnce(t *testing.T) {
