@@ -291,6 +291,25 @@ func TestNarrow(t *testing.T) {
 	}
 }
 
+// TestNarrowFamilies: when a party's rule leaves one end without IPv6, the other end's goes too: an
+// address without a counterpart would make the policy invalid.
+func TestNarrowFamilies(t *testing.T) {
+	in := input(t, edit(func(c *registry.Content) {
+		c.Devices[0].Zones[1].Prefixes = registrytest.Prefixes("10.1.2.0/24", "fd01:2::/64")
+		c.Devices[1].Zones[0].Prefixes = registrytest.Prefixes("10.2.1.0/24", "fd02:1::/64")
+		f := &c.Contracts[0].Flows[0]
+		f.Sources, f.Destinations = c.Devices[1].Zones[0].Prefixes, registrytest.Prefixes("10.1.2.10", "fd01:2::10")
+		c.Contracts[0].Parties[0].Narrow = []registry.Narrow{{Flow: "studies", Destinations: registrytest.Prefixes("10.1.2.10")}}
+	}))
+	for _, name := range []string{"a.devices.example", "b.devices.example"} {
+		flows := document(t, in, name).Connections[0].Flows
+		f := flows[len(flows)-1]
+		if !slices.Equal(f.From, []string{"10.2.1.0/24"}) || !slices.Equal(f.To, []string{"10.1.2.10"}) {
+			t.Errorf("%s: %v", name, f)
+		}
+	}
+}
+
 // TestTransport: gateways and ESP from both sides.
 func TestTransport(t *testing.T) {
 	in := input(t, edit(func(c *registry.Content) {
