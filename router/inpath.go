@@ -2,6 +2,7 @@ package router
 
 import (
 	"encoding/binary"
+	"runtime"
 	"time"
 
 	"wardgate/esp"
@@ -26,6 +27,7 @@ type inWorker struct {
 	natt  bool // ESP may come: the NAT traversal port, or native ESP
 	batch *wire.Batch
 
+	asked bool         // IKE was given something in this round
 	child *childSA     // whose packets pkts are
 	pkts  []esp.Packet // not opened yet
 	tos   []uint8      // of the outer headers of pkts
@@ -65,6 +67,11 @@ func (w *inWorker) round() error {
 		w.out = w.out[:0]
 	}
 	w.count.rounds.Add(1)
+	if w.asked {
+		// IKE's goroutines go first: this one may now sleep in a system call with its processor
+		w.asked = false
+		runtime.Gosched()
+	}
 	return nil
 }
 
@@ -79,12 +86,12 @@ func (w *inWorker) take(d *wire.Datagram, rs *ruleset, now int64) {
 		b := d.Buf[off : off+n]
 		switch {
 		case !w.natt:
-			w.ike(w.group, d, b)
+			w.toIKE(d, b)
 		case len(b) == 1 && b[0] == 0xff: // NAT keepalive
 		case len(b) < nonESPMarker:
 			w.drops.add(dropMalformed, 1)
 		case binary.BigEndian.Uint32(b) == 0 && !w.group.Native():
-			w.ike(w.group, d, b[nonESPMarker:])
+			w.toIKE(d, b[nonESPMarker:])
 		default:
 			w.esp(d, off, n, rs, now)
 		}
@@ -92,6 +99,12 @@ func (w *inWorker) take(d *wire.Datagram, rs *ruleset, now int64) {
 			return
 		}
 	}
+}
+
+// toIKE hands a message to IKE.
+func (w *inWorker) toIKE(d *wire.Datagram, msg []byte) {
+	w.ike(w.group, d, msg)
+	w.asked = true
 }
 
 // esp puts one ESP packet to the others of its SA.

@@ -3,6 +3,7 @@ package router
 import (
 	"errors"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -168,6 +169,7 @@ func (w *outWorker) hold(c *connection, p *packet, now int64) {
 		wake, err := c.hold(pkt, time.Now())
 		if wake {
 			w.wake(c)
+			runtime.Gosched() // IKE first: this goroutine may now sleep in a system call with its processor
 		}
 		switch {
 		case err == nil:

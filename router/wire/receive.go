@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,8 @@ type receiver struct {
 	s     *Socket
 	b     *Batch
 	errq  errorQueue
+
+	yielded time.Duration // see yield
 }
 
 func (r *receiver) init(s *Socket) {
@@ -45,6 +48,7 @@ func (s *Socket) Receive(b *Batch) error {
 		case e == unix.EAGAIN:
 			// An error about a datagram that was sent ends the wait as long as it is unread.
 			r.waits.add(1)
+			yield(&r.yielded)
 			if revents, open := g.wait(int(s.fd), unix.POLLIN, -1); open && revents&unix.POLLERR != 0 {
 				s.drain(s.fd)
 			}
