@@ -100,7 +100,7 @@ install:
 # wardgated and wardgate must never need cgo; the chip process is the only one that does.
 build:
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/wardgated ./cmd/wardgate ./cmd/wardgate-lab
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/wardgated ./cmd/wardgate ./cmd/wardgate-lab ./cmd/wardgate-sp
 	CGO_ENABLED=1 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/wardgate-chip
 
 cross:

@@ -46,6 +46,8 @@ var arrows = []arrow{
 	{"sp/store", []string{"sp/registry"}, "the database keeps what it is given: it issues, signs and compiles nothing, and knows nobody above it"},
 	{"sp/issue", []string{"internal/certs"}, "a service's CA is handed signers, times and a recorder; it knows neither registry nor database"},
 	{"sp/est", []string{"sp/issue", "internal/certs"}, "the enrolment server asks interfaces for membership and issues through sp/issue's"},
+	{"sp", []string{"sp/...", "policy", "internal/certs"}, "the centre is the one place where registry, database, CAs, enrolment and policies meet; it knows nothing of routers"},
+	{"cmd/wardgate-sp", []string{"sp", "sp/..."}, "flags, files and signals around the centre"},
 	{"cmd/wardgated", []string{"router/...", "router"}, "flags, configuration, signals, exit codes"},
 	{"cmd/wardgate", []string{"router/control", "policy", "audit", "pkichip", "pkichip/chipproto", "internal/certs"}, "the operator's command line talks to the daemon over its socket and must not link the data path"},
 	{"cmd/wardgate-chip", []string{"pkichip/token", "pkichip/chipproto"}, "foreign C code lives in this process: nothing that parses packets may"},

@@ -1,0 +1,298 @@
+package sp
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"wardgate/internal/certs"
+	"wardgate/policy"
+	"wardgate/sp/compile"
+	"wardgate/sp/registry"
+	"wardgate/sp/store"
+)
+
+// The kinds of work. All of them mean the same, to bring a device's policy up to date, and differ in
+// what their Wanted counts.
+const (
+	jobRegistry = "policy"       // the registry's revision
+	jobTime     = "policy-time"  // the time at which it was found to be due, in microseconds
+	jobRenew    = "policy-renew" // the serial number of the policy that ends soon
+)
+
+var jobKinds = []string{jobRegistry, jobTime, jobRenew}
+
+const (
+	batch    = 64               // policies made in one go
+	lease    = 30 * time.Second // after that long another instance takes over
+	backdate = 5 * time.Minute  // of policies, for devices whose clock is behind
+	tick     = time.Second      // how often the clock is looked at
+	maxRetry = 5 * time.Minute
+	step     = time.Minute // how often files are looked at
+)
+
+// signer signs policies.
+type signer struct {
+	key   crypto.Signer
+	chain []*x509.Certificate
+}
+
+// worker makes policies until its context ends.
+type worker struct {
+	*Centre
+	signer signer
+	wake   chan struct{} // one place: something may be waiting
+
+	// Owned by the worker's goroutine.
+	checked time.Time // up to when it was looked for memberships and contracts that begin or end
+	epoch   string    // of the trust that policies were last asked for by
+	looked  time.Time // when files were last looked at
+	seen    store.Revision
+}
+
+func (w *worker) run(ctx context.Context) {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		if err := w.turn(ctx); err != nil && ctx.Err() == nil {
+			w.log.Error("making policies failed, it is tried again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		case <-t.C:
+		}
+	}
+}
+
+// turn queues what time makes necessary, and works until nothing is due.
+func (w *worker) turn(ctx context.Context) error {
+	if err := w.clock(ctx); err != nil {
+		return err
+	}
+	for {
+		n := 0
+		for _, kind := range jobKinds {
+			done, err := w.some(ctx, kind)
+			if err != nil {
+				return err
+			}
+			n += done
+		}
+		if n == 0 {
+			return nil
+		}
+	}
+}
+
+// clock queues the devices whose policy may be another because of the time, because their policy ends
+// soon, or because of what is trusted. Instances that queue the same lose nothing but work.
+func (w *worker) clock(ctx context.Context) error {
+	now := w.now()
+	reg, rev, err := w.st.Current(ctx)
+	if err != nil {
+		return err
+	}
+	if rev != w.seen || now.Sub(w.looked) >= step || now.Before(w.looked) {
+		if err := w.auth.load(reg, now); err != nil {
+			w.log.Error("a service's CA or the trust in devices cannot be read; what was in use stays in use", "error", err)
+		}
+		w.seen, w.looked = rev, now
+	}
+	var due []string
+	epoch := w.auth.current()
+	if epoch != w.epoch {
+		// Also when the instance starts: whatever changed meanwhile, also its configuration. Devices
+		// for which nothing changes get nothing.
+		for i := range reg.Devices() {
+			due = append(due, reg.Devices()[i].Name)
+		}
+	} else {
+		due = compile.Due(reg, w.checked, now)
+	}
+	jobs := make([]store.Job, 0, len(due))
+	for _, d := range due {
+		jobs = append(jobs, store.Job{Kind: jobTime, Item: d, Wanted: uint64(max(now.UnixMicro(), 1))})
+	}
+	// Half of its life is left for an outage of the centre.
+	ending, err := w.st.PoliciesExpiring(ctx, now.Add(time.Duration(w.cfg.Policy.Life)/2), 0)
+	if err != nil {
+		return err
+	}
+	for _, h := range ending {
+		if d := reg.Device(h.Device); d != nil && d.State != registry.Revoked {
+			jobs = append(jobs, store.Job{Kind: jobRenew, Item: h.Device, Wanted: h.Serial})
+		}
+	}
+	if len(jobs) > 0 {
+		if err := w.st.Enqueue(ctx, jobs, now); err != nil {
+			return err
+		}
+	}
+	w.checked, w.epoch = now, epoch
+	return nil
+}
+
+// some claims and does work of one kind, and says how much.
+func (w *worker) some(ctx context.Context, kind string) (int, error) {
+	q, err := w.st.Queue(ctx, kind)
+	if err != nil || q.Next.IsZero() || q.Next.After(w.now()) {
+		return 0, err
+	}
+	claims, err := w.st.Claim(ctx, kind, w.name, batch, lease, w.now())
+	if err != nil || len(claims) == 0 {
+		return 0, err
+	}
+	return len(claims), w.make(ctx, claims)
+}
+
+// outcome is what became of one claim: a policy, nothing to do, or an error.
+type outcome struct {
+	policy *store.Policy
+	err    error
+}
+
+// make brings the policies of claimed devices up to date.
+func (w *worker) make(ctx context.Context, claims []store.Claim) error {
+	now := w.now()
+	reg, rev, err := w.st.Current(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.auth.load(reg, now); err != nil {
+		w.log.Error("a service's CA or the trust in devices cannot be read; what was in use stays in use", "error", err)
+	}
+	// Certificates first, so that the lists in the policies name them.
+	for i := range claims {
+		if err := w.endCertificates(ctx, reg, claims[i].Item, now); err != nil {
+			return err
+		}
+	}
+	trust, err := w.auth.forPolicies(ctx, now)
+	if err != nil {
+		return err
+	}
+	in := &compile.Input{Registry: reg, Trust: trust.Trust, Issuer: w.cfg.Issuer, Now: now}
+	results := make([]outcome, len(claims))
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range min(runtime.GOMAXPROCS(0), len(claims)) {
+		wg.Go(func() {
+			for i := range next {
+				results[i].policy, results[i].err = w.one(ctx, in, trust, claims[i].Item, rev)
+			}
+		})
+	}
+	for i := range claims {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+
+	var good []store.Claim
+	var policies []store.Policy
+	for i := range claims {
+		if results[i].err != nil {
+			w.giveBack(ctx, &claims[i], results[i].err)
+			continue
+		}
+		good = append(good, claims[i])
+		if results[i].policy != nil {
+			policies = append(policies, *results[i].policy)
+		}
+	}
+	if len(good) == 0 {
+		return nil
+	}
+	if _, err = w.st.PutPolicies(ctx, w.name, policies, good, w.now()); err == nil {
+		w.log.Info("policies", "made", len(policies), "looked at", len(good), "revision", rev)
+		return nil
+	}
+	// One of them may be the reason: another instance was faster, or they are too large together.
+	for i := range claims {
+		if results[i].err != nil {
+			continue
+		}
+		var own []store.Policy
+		if results[i].policy != nil {
+			own = []store.Policy{*results[i].policy}
+		}
+		if _, err := w.st.PutPolicies(ctx, w.name, own, claims[i:i+1], w.now()); err != nil {
+			w.giveBack(ctx, &claims[i], err)
+		}
+	}
+	return nil
+}
+
+// giveBack lets work be tried again, later each time.
+func (w *worker) giveBack(ctx context.Context, c *store.Claim, why error) {
+	wait := time.Duration(0)
+	if !errors.Is(why, store.ErrTooOld) { // another kind of work made a policy meanwhile: look again at once
+		wait = min(time.Second<<min(c.Attempts, 16), maxRetry)
+		w.log.Error("no policy for a device", "device", c.Item, "attempts", c.Attempts, "error", why)
+	}
+	if err := w.st.Fail(ctx, *c, why.Error(), w.now().Add(wait)); err != nil && !errors.Is(err, store.ErrLeaseLost) && ctx.Err() == nil {
+		w.log.Error("work cannot be given back; it is free when its lease ends", "device", c.Item, "error", err)
+	}
+}
+
+// endCertificates revokes what a device has no right to any more. It is done by whoever makes the policies
+// that follow from the change, so that no crash comes between.
+func (w *worker) endCertificates(ctx context.Context, reg *registry.Registry, device string, now time.Time) error {
+	list, err := w.st.CertificatesOf(ctx, device, 0)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		k := &list[i]
+		gone, why := leftService(reg, device, k.Service, now)
+		if !gone || now.After(k.NotAfter) || !k.Ends.IsZero() && !k.Ends.After(now) {
+			continue
+		}
+		if _, err := w.st.Revoke(ctx, store.Revocation{Service: k.Service, Issuer: k.Issuer, Serial: k.Serial, Reason: why, Who: "centre", Why: "the registry has it no longer"}, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// one makes a device's policy; nil: it has the one that it needs.
+func (w *worker) one(ctx context.Context, in *compile.Input, trust *trusted, device string, rev store.Revision) (*store.Policy, error) {
+	p, err := in.Device(device)
+	if errors.Is(err, compile.ErrNoDevice) || errors.Is(err, compile.ErrRevoked) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	content, err := trust.contentOf(p)
+	if err != nil {
+		return nil, err
+	}
+	head, err := w.st.LatestHead(ctx, device)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
+	life := time.Duration(w.cfg.Policy.Life)
+	if head.Serial > 0 && head.Content == content && !head.NotAfter.Before(in.Now.Add(life/2)) {
+		return nil, nil
+	}
+	// The time in the serial number keeps it growing also when the database is one from before a
+	// disaster: devices refuse what is older than what they have.
+	serial := max(head.Serial+1, uint64(max(in.Now.Unix(), 1)))
+	doc := p.Document(serial, in.Now.Add(-backdate).Truncate(time.Second), in.Now.Add(life).Truncate(time.Second))
+	jws, err := policy.Sign(doc, w.signer.key, w.signer.chain)
+	if err != nil {
+		return nil, fmt.Errorf("policy of %s: %w", device, err)
+	}
+	return &store.Policy{
+		PolicyHead: store.PolicyHead{Device: device, Serial: serial, Content: content, Revision: rev, Created: in.Now, NotAfter: doc.NotAfter},
+		Signer:     certs.SubjectOf(w.signer.chain[0]), JWS: jws,
+	}, nil
+}
