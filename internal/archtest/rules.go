@@ -38,6 +38,7 @@ var arrows = []arrow{
 	{"router/kernel", nil, "links, routes and nftables: the kernel is told what router decided"},
 	{"router/pathmtu", nil, "path MTU and what follows from it for inner packets: octets and times in, octets and numbers out"},
 	{"router/control", nil, "the control API is types and transport, so that cmd/wardgate need not link the data path"},
+	{"router/centre", []string{"internal/certs"}, "the SP's centre as the device sees it: token, policy and clock are interfaces that it declares"},
 	{"router", []string{"tun/...", "esp", "ike", "ike/suite", "pkichip", "audit", "policy", "router/...", "internal/certs"}, "router is the one place where the rooms meet; it parses no wire format, so not ike/message"},
 	{"internal/lab", []string{"internal/...", "policy", "pkichip", "audit", "router/control", "ike", "ike/suite", "esp"}, "the laboratory drives the product from outside, through its binaries, files and control API; ike and esp are for its attackers, who speak the protocols themselves"},
 	{"sp/registry", []string{"internal/certs", "policy"}, "the model of members and contracts: of policy it takes the words and types, and it does no I/O but reading a folder that it is given"},
