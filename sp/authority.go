@@ -41,7 +41,8 @@ type authorities struct {
 	mu       sync.RWMutex // guards what follows
 	services map[string]*authority
 	devices  est.Trust
-	epoch    string // changes when policies are to be made anew because of what is trusted
+	loaded   store.Revision // of the registry, that the services are of
+	epoch    string         // changes when policies are to be made anew because of what is trusted
 }
 
 // authority is one service's.
@@ -76,7 +77,7 @@ func generations(dir string) ([]int, error) {
 
 // load reads what is new: CAs of services that the registry has, trust in device certificates. What
 // cannot be read is told in the error, and the rest is loaded all the same.
-func (a *authorities) load(r *registry.Registry, now time.Time) error {
+func (a *authorities) load(r *registry.Registry, rev store.Revision, now time.Time) error {
 	a.loading.Lock()
 	defer a.loading.Unlock()
 	trust, err := a.deviceTrust()
@@ -96,7 +97,7 @@ func (a *authorities) load(r *registry.Registry, now time.Time) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.services = next
+	a.services, a.loaded = next, rev
 	if trust != nil {
 		a.devices = *trust
 	}
@@ -110,6 +111,13 @@ func (a *authorities) load(r *registry.Registry, now time.Time) error {
 	}
 	a.epoch = hex.EncodeToString(h.Sum(nil))
 	return errors.Join(all...)
+}
+
+// has reports whether what is in use is of a revision of the registry.
+func (a *authorities) has(rev store.Revision) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.loaded == rev
 }
 
 // current returns what changes when policies are to be made anew because of what is trusted.
@@ -236,7 +244,7 @@ func (a *authorities) issuing() []*issue.Service {
 	return out
 }
 
-// enrolment is what package est asks for.
+// enrolment is a service as package est asks for it.
 func (a *authorities) enrolment(name string) (est.Service, bool) {
 	s := a.get(name)
 	if s == nil || s.service == nil {

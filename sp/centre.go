@@ -15,6 +15,7 @@ import (
 
 	"wardgate/internal/certs"
 	"wardgate/sp/compile"
+	"wardgate/sp/est"
 	"wardgate/sp/registry"
 	"wardgate/sp/store"
 )
@@ -73,6 +74,33 @@ func (c *Centre) Close() error { return c.st.Close() }
 
 // Store returns the database, to look things up.
 func (c *Centre) Store() *store.Store { return c.st }
+
+// current returns the registry as it is now, and sees to it that its services' CAs are in use here: another
+// instance may have told a device of a service that this one has not heard of.
+func (c *Centre) current(ctx context.Context) (*registry.Registry, store.Revision, error) {
+	reg, rev, err := c.st.Current(ctx)
+	if err == nil && !c.auth.has(rev) {
+		c.load(reg, rev)
+	}
+	return reg, rev, err
+}
+
+// load reads the services' CAs and the trust in devices.
+func (c *Centre) load(reg *registry.Registry, rev store.Revision) {
+	if err := c.auth.load(reg, rev, c.now()); err != nil {
+		c.log.Error("a service's CA or the trust in devices cannot be read; what was in use stays in use", "error", err)
+	}
+}
+
+// enrolment is what package est asks for.
+func (c *Centre) enrolment(name string) (est.Service, bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	defer cancel()
+	if _, _, err := c.current(ctx); err != nil {
+		c.log.Error("enrolment without a look at the registry: the service is as it was", "error", err)
+	}
+	return c.auth.enrolment(name)
+}
 
 // Plan is what a folder would change.
 type Plan struct {

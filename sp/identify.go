@@ -51,7 +51,7 @@ func (c *Centre) identify(ctx context.Context, t *tls.ConnectionState) (*registr
 	if t == nil || t.Version < tls.VersionTLS13 || len(t.PeerCertificates) == 0 {
 		return nil, refuse(http.StatusForbidden, "no-certificate", "a client certificate over TLS 1.3: the device's, or one of its services'", "none", "connect with the device certificate")
 	}
-	reg, _, err := c.st.Current(ctx)
+	reg, _, err := c.current(ctx)
 	if err != nil {
 		return nil, failure(err)
 	}

@@ -64,11 +64,11 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	for _, k := range tlsChain {
 		own.Certificate = append(own.Certificate, k.Raw)
 	}
-	reg, _, err := c.st.Current(ctx)
+	reg, rev, err := c.st.Current(ctx)
 	if err != nil {
 		return err
 	}
-	if err := c.auth.load(reg, c.now()); err != nil {
+	if err := c.auth.load(reg, rev, c.now()); err != nil {
 		return err
 	}
 	seen, err := c.st.Heads(ctx)
@@ -83,7 +83,7 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	a := &api{Centre: c, hub: newHub(c.cfg.Limits.Waiting), events: newEvents(c), reports: make(chan reported, store.MaxBatch), closing: closing}
 	w := &worker{Centre: c, signer: signer{key, chain}, wake: make(chan struct{}, 1)}
 	enrol, err := est.New(est.Config{
-		Service: c.auth.enrolment, Registry: members{c.st}, Trust: c.auth.trust, Replays: replays{c.st}, Recorder: a.events, Now: c.now,
+		Service: c.enrolment, Registry: members{c.st}, Trust: c.auth.trust, Replays: replays{c.st}, Recorder: a.events, Now: c.now,
 	})
 	if err != nil {
 		return err
@@ -211,12 +211,9 @@ func (a *api) wakeSince(ctx context.Context, at uint64) (uint64, error) {
 }
 
 func (a *api) registryChanged(ctx context.Context) error {
-	reg, _, err := a.st.Current(ctx)
+	reg, _, err := a.current(ctx)
 	if err != nil {
 		return err
-	}
-	if err := a.auth.load(reg, a.now()); err != nil {
-		a.log.Error("a service's CA or the trust in devices cannot be read; what was in use stays in use", "error", err)
 	}
 	a.hub.wakeIf(func(device string) bool {
 		d := reg.Device(device)

@@ -100,9 +100,7 @@ func (w *worker) clock(ctx context.Context) error {
 		return err
 	}
 	if rev != w.seen || now.Sub(w.looked) >= step || now.Before(w.looked) {
-		if err := w.auth.load(reg, now); err != nil {
-			w.log.Error("a service's CA or the trust in devices cannot be read; what was in use stays in use", "error", err)
-		}
+		w.load(reg, rev)
 		w.seen, w.looked = rev, now
 	}
 	var due []string
@@ -165,9 +163,7 @@ func (w *worker) make(ctx context.Context, claims []store.Claim) error {
 	if err != nil {
 		return err
 	}
-	if err := w.auth.load(reg, now); err != nil {
-		w.log.Error("a service's CA or the trust in devices cannot be read; what was in use stays in use", "error", err)
-	}
+	w.load(reg, rev)
 	// Certificates first, so that the lists in the policies name them.
 	for i := range claims {
 		if err := w.endCertificates(ctx, reg, claims[i].Item, now); err != nil {

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"wardgate/internal/certs"
+	"wardgate/sp"
+	"wardgate/sp/registry"
+	"wardgate/sp/registry/registrytest"
+)
+
+// bench is a folder to work in.
+type bench struct {
+	*testing.T
+	dir, config string
+}
+
+// run runs one command line and wants its exit code.
+func (b *bench) run(want int, args ...string) string {
+	b.Helper()
+	var out, complaints bytes.Buffer
+	if got := run(context.Background(), append([]string{"--config", b.config}, args...), &out, &complaints); got != want {
+		b.Fatalf("%q: exit %d, want %d\n%s%s", args, got, want, out.String(), complaints.String())
+	}
+	if (want == exitOK) != (complaints.Len() == 0) {
+		b.Errorf("%q: exit %d, complaints %q", args, want, complaints.String())
+	}
+	return out.String() + complaints.String()
+}
+
+func (b *bench) json(v any, args ...string) {
+	b.Helper()
+	text := b.run(exitOK, append(args, "--json")...)
+	if err := json.Unmarshal([]byte(text), v); err != nil {
+		b.Fatalf("%q: %v\n%s", args, err, text)
+	}
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	dir := t.TempDir()
+	b := &bench{t, dir, filepath.Join(dir, "centre", "wardgate-sp.toml")}
+	ca := registrytest.DeviceCA(t)
+	b.write("anchors.pem", certs.EncodePEM(ca.Anchor()))
+	b.write("cas.pem", certs.EncodePEM(ca.Intermediates()...))
+	r, err := registry.New(registrytest.Hospital())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := sp.Export(b.path("registry"), r); err != nil {
+		t.Fatal(err)
+	}
+	b.run(exitOK, "init", b.path("centre"), "--device-anchors", b.path("anchors.pem"), "--device-cas", b.path("cas.pem"), "--service", "group-a=group-a.example")
+	return b
+}
+
+func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
+
+func (b *bench) write(name string, data []byte) {
+	b.Helper()
+	if err := os.WriteFile(b.path(name), data, 0o600); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func TestLifeOfARegistry(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	if text := b.run(exitOK, "plan", b.path("registry")); !strings.Contains(text, "hospital-a") || !strings.Contains(text, "3 devices may get a new policy") {
+		t.Errorf("plan: %s", text)
+	}
+	var p planned
+	b.json(&p, "apply", b.path("registry"), "--why", "the beginning")
+	if p.Applied != 1 || len(p.Affected) != 3 || len(p.Changes) == 0 {
+		t.Errorf("apply: %+v", p)
+	}
+	if text := b.run(exitOK, "plan", b.path("registry")); !strings.Contains(text, "nothing changes") {
+		t.Errorf("plan again: %s", text)
+	}
+
+	// What is exported is what was applied, and what is no object any more goes away.
+	if err := os.MkdirAll(b.path("out/members"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b.write("out/members/gone.toml", []byte("title = \"Gone\"\n"))
+	b.write("out/members/README.md", []byte("stays"))
+	b.run(exitOK, "export", b.path("out"))
+	in, out := tree(t, b.path("registry")), tree(t, b.path("out"))
+	if out["members/README.md"] != "stays" {
+		t.Error("a file that is not the registry's was touched")
+	}
+	delete(out, "members/README.md")
+	if len(in) != len(out) {
+		t.Errorf("%d files in, %d out", len(in), len(out))
+	}
+	for name, text := range in {
+		if out[name] != text {
+			t.Errorf("%s differs", name)
+		}
+	}
+	if text := b.run(exitOK, "export", b.path("out")); !strings.Contains(text, "0 files written, 0 removed") {
+		t.Errorf("export again: %s", text)
+	}
+
+	for _, c := range []struct{ kind, name, field string }{
+		{"member", "hospital-a", "devices"},
+		{"device", "a.devices.example", "certificates"},
+		{"service", "group-a", "memberships"},
+		{"contract", "a-b", "now"},
+	} {
+		var list []map[string]any
+		b.json(&list, c.kind, "list")
+		if len(list) < 2 {
+			t.Errorf("%s list: %d", c.kind, len(list))
+		}
+		if text := b.run(exitOK, c.kind, "list"); !strings.Contains(text, c.name) || !strings.Contains(text, "NAME") {
+			t.Errorf("%s list: %s", c.kind, text)
+		}
+		var one map[string]any
+		b.json(&one, c.kind, "show", c.name)
+		if one["name"] != c.name || one[c.field] == nil {
+			t.Errorf("%s show: %v", c.kind, one)
+		}
+		b.run(exitUsage, c.kind, "show", "nothing")
+	}
+
+	if text := b.run(exitOK, "service", "ca", "group-b"); !strings.Contains(text, "services/group-b/1") {
+		t.Errorf("service ca: %s", text)
+	}
+	if text := b.run(exitOK, "service", "ca", "group-b"); !strings.Contains(text, "services/group-b/2") {
+		t.Errorf("service ca again: %s", text)
+	}
+
+	var done sp.Revocation
+	b.json(&done, "device", "revoke", "b.devices.example", "--reason", "stolen", "--why", "van broken into")
+	if done.Revision != 2 || len(done.Peers) != 1 {
+		t.Errorf("revoke: %+v", done)
+	}
+	if text := b.run(exitOK, "device", "list"); !strings.Contains(text, "revoked") {
+		t.Errorf("device list: %s", text)
+	}
+}
+
+func tree(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		rel, err2 := filepath.Rel(dir, path)
+		if err2 != nil {
+			return err2
+		}
+		out[filepath.ToSlash(rel)] = string(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestComplaints(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for _, c := range []struct {
+		exit int
+		want string
+		args []string
+	}{
+		{exitUsage, "unknown command", []string{"nothing"}},
+		{exitUsage, "unknown flag", []string{"plan", "--nothing"}},
+		{exitUsage, "accepts 1 arg", []string{"plan"}},
+		{exitUsage, "expected one of list, revoke, show", []string{"device", "nothing"}},
+		{exitUsage, "--reason: expected", []string{"device", "revoke", "a.devices.example", "--reason", "bored"}},
+		{exitUsage, "expected a folder", []string{"plan", b.path("anchors.pem")}},
+		{exitFailure, "no such file", []string{"plan", b.path("nothing")}},
+		{exitRefused, "no such device", []string{"device", "revoke", "a.devices.example"}},
+		{exitFailure, "exists already", []string{"init", b.path("centre"), "--device-anchors", b.path("anchors.pem")}},
+		{exitUsage, "--device-anchors", []string{"init", b.path("other")}},
+		{exitUsage, "NAME=DOMAIN", []string{"init", b.path("other"), "--device-anchors", b.path("anchors.pem"), "--service", "x"}},
+		{exitFailure, "trust in device certificates", []string{"init", b.path("other"), "--device-anchors", b.config}},
+		{exitFailure, "expected one of the registry", []string{"service", "ca", "../x"}},
+	} {
+		if text := b.run(c.exit, c.args...); !strings.Contains(text, c.want) {
+			t.Errorf("%q: %s, want %q", c.args, text, c.want)
+		}
+	}
+	b.write("registry/members/Wrong Name.toml", []byte("title = 1\n"))
+	if text := b.run(exitRefused, "apply", b.path("registry")); !strings.Contains(text, "members/Wrong Name.toml") {
+		t.Errorf("a wrong file: %s", text)
+	}
+	if err := os.WriteFile(b.config, []byte("colour = 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if text := b.run(exitUsage, "plan", b.path("registry")); !strings.Contains(text, "wardgate-sp.toml:1:1") {
+		t.Errorf("a wrong configuration: %s", text)
+	}
+	if _, err := os.Stat(b.path("other")); err == nil {
+		t.Error("init left a folder behind")
+	}
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	if code := run(context.Background(), []string{"version"}, &out, &out); code != exitOK || !strings.HasPrefix(out.String(), "wardgate-sp ") {
+		t.Errorf("%d %q", code, out.String())
+	}
+}
