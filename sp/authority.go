@@ -105,7 +105,7 @@ func (a *authorities) load(r *registry.Registry, rev store.Revision, now time.Ti
 	for _, c := range a.devices.Anchors {
 		h.Write(c.Raw)
 	}
-	io.WriteString(h, saysOf(a.devices.CRLs))
+	fmt.Fprint(h, saysOf(a.devices.CRLs))
 	for _, name := range slices.Sorted(maps.Keys(next)) {
 		fmt.Fprintf(h, "\n%s %s", name, next[name].of)
 	}

@@ -66,9 +66,3 @@ func (s *seat) knock() {
 	default:
 	}
 }
-
-func (h *hub) waiting() int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return len(h.seats)
-}

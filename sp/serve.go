@@ -97,16 +97,20 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	recording, stopRecord := context.WithCancel(context.WithoutCancel(ctx))
 	record.Go(func() { a.events.run(recording) })
 
-	servers := []*http.Server{est.HTTPServer(a.handler(enrol), est.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own, nil }))}
-	failed := make(chan error, 2)
-	var serving sync.WaitGroup
-	serving.Go(func() { failed <- servers[0].ServeTLS(l.Devices, "", "") })
+	devices := est.HTTPServer(a.handler(enrol), est.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own, nil }))
+	servers := []*http.Server{devices}
+	status := c.statusServer()
 	if l.Status != nil {
-		servers = append(servers, c.statusServer())
-		serving.Go(func() { failed <- servers[1].Serve(l.Status) })
+		servers = append(servers, status)
 	}
 	for _, s := range servers {
 		s.ErrorLog = slog.NewLogLogger(c.log.Handler(), slog.LevelDebug) // handshakes that fail: anybody can make them
+	}
+	failed := make(chan error, 2)
+	var serving sync.WaitGroup
+	serving.Go(func() { failed <- devices.ServeTLS(l.Devices, "", "") })
+	if l.Status != nil {
+		serving.Go(func() { failed <- status.Serve(l.Status) })
 	}
 	c.log.Info("ready", "devices", l.Devices.Addr().String(), "instance", c.name, "database", c.st.Kind())
 	select {
