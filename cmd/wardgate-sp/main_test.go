@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -206,6 +208,43 @@ func TestComplaints(t *testing.T) {
 	}
 	if _, err := os.Stat(b.path("other")); err == nil {
 		t.Error("init left a folder behind")
+	}
+}
+
+// serve serves until it is told to end, and ends well.
+func TestServe(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	text, err := os.ReadFile(b.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(b.config, bytes.ReplaceAll(text, []byte(":8443"), []byte("127.0.0.1:0")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.run(exitOK, "apply", b.path("registry"))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	r, w := io.Pipe()
+	code := make(chan int, 1)
+	go func() {
+		code <- run(ctx, []string{"--config", b.config, "serve"}, io.Discard, w)
+		w.Close()
+	}()
+	log := bufio.NewScanner(r)
+	ready := false
+	for log.Scan() {
+		var line struct{ Level, Msg string }
+		if err := json.Unmarshal(log.Bytes(), &line); err != nil {
+			t.Errorf("log: %q: %v", log.Text(), err)
+		}
+		if line.Msg == "ready" {
+			ready = true
+			cancel()
+		}
+	}
+	if got := <-code; got != exitOK || !ready {
+		t.Errorf("exit %d, ready %t", got, ready)
 	}
 }
 
