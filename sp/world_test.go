@@ -14,6 +14,7 @@ import (
 	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -41,7 +42,13 @@ import (
 	"wardgate/sp/store/storetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(killConfig) != "" {
+		fmt.Fprintln(os.Stderr, serveToBeKilled())
+		os.Exit(1)
+	}
+	os.Exit(storetest.Main(m))
+}
 
 const (
 	devA = "a.devices.example"
@@ -63,11 +70,12 @@ type device struct {
 // world is a centre's folder, a database, and a clock that stands still until it is moved.
 type world struct {
 	*testing.T
-	cfg     *sp.Config
-	roots   *x509.CertPool // of the server
-	signers []*x509.Certificate
-	content registry.Content
-	devices map[string]*device
+	cfg        *sp.Config
+	configFile string
+	roots      *x509.CertPool // of the server
+	signers    []*x509.Certificate
+	content    registry.Content
+	devices    map[string]*device
 
 	mu  sync.Mutex // guards now
 	now time.Time
@@ -129,7 +137,8 @@ func newWorld(t *testing.T, url string) *world {
 	}, w.now, rand.Reader); err != nil {
 		t.Fatal(err)
 	}
-	w.cfg = must(sp.LoadConfig(filepath.Join(dir, "wardgate-sp.toml")))(t)
+	w.configFile = filepath.Join(dir, "wardgate-sp.toml")
+	w.cfg = must(sp.LoadConfig(w.configFile))(t)
 	w.cfg.Database.URL = url
 	w.cfg.Database.Poll = sp.Duration(20 * time.Millisecond)
 	w.roots = x509.NewCertPool()
