@@ -462,6 +462,39 @@ func TestKeyRevoked(t *testing.T) {
 	})
 }
 
+// TestTwoCertificates: when the power fails between storing the new certificate and removing the old
+// one, and nothing remembers it, the newer one stays.
+func TestTwoCertificates(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "group-a")
+		w.first()
+		time.Sleep(6 * 24 * time.Hour)
+		w.power.each = func() {
+			w.power.mu.Lock()
+			defer w.power.mu.Unlock()
+			if len(w.token.certs) == 2 {
+				w.power.at = w.power.n + 1
+			}
+		}
+		_, _ = w.join(0)
+		w.power.each = nil
+		if w.power.when != "after store" {
+			t.Fatalf("failed %s", w.power.when)
+		}
+		w.journal.b = nil
+		newer := w.token.certs[1].cert
+		w.first()
+		w.settled("group-a")
+		if !w.cert("group-a").Equal(newer) {
+			t.Error("the older one stayed")
+		}
+		if w.told(centre.EventTidied) != 1 {
+			t.Errorf("%v", w.events)
+		}
+	})
+}
+
 // TestLeftWhileJoining: the policy no longer names a service that a key was made for.
 func TestLeftWhileJoining(t *testing.T) {
 	t.Parallel()
