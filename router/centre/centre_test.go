@@ -552,6 +552,20 @@ func TestForeignKeysStay(t *testing.T) {
 	})
 }
 
+// TestPolicyLost: the centre is not told that the device has what it has lost.
+func TestPolicyLost(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, "group-a")
+		w.first()
+		w.sink.jws = nil
+		w.first()
+		if w.sink.jws == nil {
+			t.Error("the policy did not come again")
+		}
+	})
+}
+
 func TestJournalLost(t *testing.T) {
 	t.Parallel()
 	for _, b := range []string{"", "{", "null", `{"format":2}`, `{"format":1,"services":{"group-a":null}}`, "\x00\x00\x00", `[]`} {
