@@ -22,6 +22,8 @@ const (
 	queryTimeout = 15 * time.Second
 	reportEvery  = 100 * time.Millisecond // reports of that long share a write
 	retryAfter   = 10                     // seconds
+
+	logWaits = "a device waits for a policy"
 )
 
 // api answers devices: GET /v1/policy, POST /v1/report.
@@ -141,6 +143,7 @@ func (a *api) servePolicy(w http.ResponseWriter, r *http.Request) {
 		if f != nil || done {
 			return
 		}
+		a.log.Debug(logWaits, "device", s.device)
 		select {
 		case <-s.wake:
 			// It may be a revocation.

@@ -91,16 +91,29 @@ func TestLongPoll(t *testing.T) {
 		}
 		// Stopping ends the wait at once, with what is true.
 		i.settled()
-		go func() { got <- i.poll(&b.tls, tag, "3000") }()
-		second := i.poll(&b.tls, tag, "0") // takes the seat, or comes first
-		if second.status != http.StatusNotModified {
-			t.Errorf("a second poll: %d", second.status)
+		if r := i.poll(&b.tls, tag, "0"); r.status != http.StatusNotModified {
+			t.Errorf("before it stops: %d", r.status)
 		}
+		for len(w.waits) > 0 {
+			<-w.waits
+		}
+		r := must(http.NewRequestWithContext(w.context(), http.MethodGet, "https://"+i.addr+"/v1/policy", nil))(t)
+		r.Header.Set("If-None-Match", tag)
+		r.Header.Set("Prefer", "wait=3000")
+		status := make(chan string, 1)
+		go func() {
+			res, err := w.client(&b.tls).Do(r)
+			if err != nil {
+				status <- err.Error()
+				return
+			}
+			res.Body.Close()
+			status <- res.Status
+		}()
+		<-w.waits
 		i.stop()
-		select {
-		case <-got:
-		case <-time.After(patience):
-			t.Error("the poll did not end")
+		if s := <-status; s != "304 Not Modified" {
+			t.Errorf("the poll that waited when it stopped: %s", s)
 		}
 	})
 }
@@ -177,6 +190,7 @@ func TestRestartAndRenewal(t *testing.T) {
 		_, tag := i.policy(w.devices[devA], "")
 		i.settled()
 		before := i.head(devA)
+		<-w.waits
 		i.stop()
 
 		i = w.start()

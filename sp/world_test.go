@@ -72,6 +72,7 @@ type world struct {
 	*testing.T
 	cfg        *sp.Config
 	configFile string
+	waits      chan struct{}  // a device waits
 	roots      *x509.CertPool // of the server
 	signers    []*x509.Certificate
 	content    registry.Content
@@ -121,7 +122,7 @@ func newDevice(t testing.TB, ca *labca.Authority, name string) *device {
 // newWorld makes a folder by Init, and the hospital's registry with devices whose keys we have.
 func newWorld(t *testing.T, url string) *world {
 	t.Helper()
-	w := &world{T: t, now: registrytest.At, content: registrytest.Hospital(), devices: map[string]*device{}}
+	w := &world{T: t, now: registrytest.At, content: registrytest.Hospital(), devices: map[string]*device{}, waits: make(chan struct{}, 1000)}
 	ca := registrytest.DeviceCA(t)
 	for i := range w.content.Devices {
 		d := newDevice(t, ca, w.content.Devices[i].Name)
@@ -158,7 +159,7 @@ type instance struct {
 
 func (w *world) start() *instance {
 	w.Helper()
-	c := must(sp.Open(w.context(), sp.Options{Config: w.cfg, Now: w.Now, Log: slog.New(slog.NewTextHandler(w.Output(), nil))}))(w)
+	c := must(sp.Open(w.context(), sp.Options{Config: w.cfg, Now: w.Now, Log: slog.New(&logger{slog.NewTextHandler(w.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}), w.waits})}))(w)
 	l := must(c.Listen(w.context()))(w)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -175,6 +176,22 @@ func (w *world) start() *instance {
 	})
 	w.Cleanup(i.stop)
 	return i
+}
+
+// logger tells from the log when a device waits.
+type logger struct {
+	slog.Handler
+	waits chan struct{}
+}
+
+func (l *logger) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == "a device waits for a policy" {
+		select {
+		case l.waits <- struct{}{}:
+		default:
+		}
+	}
+	return l.Handler.Handle(ctx, r)
 }
 
 // registry is the content as it is now.
