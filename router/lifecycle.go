@@ -13,6 +13,7 @@ import (
 
 	"wardgate/audit"
 	"wardgate/ike"
+	"wardgate/router/pathmtu"
 )
 
 // lifecycle looks after the connections and the policy once a second: it ends what is idle,
@@ -127,10 +128,10 @@ func (c *connection) busyQueues() int {
 
 // tendPaths keeps what is known of the paths to the peers.
 func (r *Router) tendPaths(now time.Time) {
-	used := make(map[netip.Addr]bool)
+	used := make(map[netip.Addr]*pathmtu.Path)
 	r.children.Range(func(_, v any) bool {
 		if p := v.(*childSA).path.Load(); p != nil { //nolint:errcheck,forcetypeassert // the map holds nothing else
-			used[p.remote.Addr()] = true
+			used[p.remote.Addr()] = p.mtu
 		}
 		return true
 	})

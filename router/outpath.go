@@ -243,12 +243,15 @@ func (w *outWorker) longer(child *childSA, first []byte, mtu, count, full, last 
 	case pathmtu.FragmentInner:
 	}
 	// Copies first: the fragments take the place of what they are made from.
+	// They belong to this call: should the path take still less by now, enqueue comes back here.
 	at, sp := w.arena[w.used:], child.spacing
-	w.frags = w.frags[:0]
+	copies := w.frags[:0]
+	w.frags = nil
 	for i := range count {
-		w.frags = append(w.frags, packetAt(at, sp, i, count, full, last)...)
+		copies = append(copies, packetAt(at, sp, i, count, full, last)...)
 	}
-	for src := w.frags; len(src) > 0; {
+	defer func() { w.frags = copies }()
+	for src := copies; len(src) > 0; {
 		n := min(full, len(src))
 		f, err := pathmtu.FragmentIPv4(src[:n], mtu)
 		if err != nil {

@@ -3,6 +3,7 @@ package router
 import (
 	"bytes"
 	"encoding/binary"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -412,5 +413,32 @@ func TestSmallPathCarriesIPv6(t *testing.T) {
 	b.lan(packet(1300))
 	if e := b.delivered(); e == nil || e[40] != 2 || binary.BigEndian.Uint32(e[44:]) != 1280 {
 		t.Errorf("a longer one: the sender is told %x", e)
+	}
+}
+
+// Forged path errors cost a bounded amount of work, and a path in use is looked after even if it
+// was forgotten in the moment in which its SA was made.
+func TestPathsAreBounded(t *testing.T) {
+	var p paths
+	now := time.Unix(1000, 0)
+	n := 0
+	for range 1000 {
+		if p.allow(now) {
+			n++
+		}
+	}
+	if n != maxPathErrors || !p.allow(now.Add(time.Second)) {
+		t.Errorf("%d in a second, want %d, and more in the next", n, maxPathErrors)
+	}
+	at := netip.MustParseAddr("127.0.0.1")
+	x := p.to(at, 0)
+	p.tend(nil, 0, now) // its SA is not there yet
+	p.tend(map[netip.Addr]*pathmtu.Path{at: x}, 0, now)
+	if p.to(at, 0) != x {
+		t.Error("the path of an SA was forgotten")
+	}
+	p.tend(nil, 0, now)
+	if p.to(at, 0) == x {
+		t.Error("a path without an SA is kept")
 	}
 }

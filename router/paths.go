@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -38,8 +39,25 @@ func (p *sendPath) innerMTU(child *childSA) int {
 
 // paths keeps what is known of the way to each address of a peer.
 type paths struct {
-	mu sync.Mutex // guards m
-	m  map[netip.Addr]*pathmtu.Path
+	mu     sync.Mutex // guards what follows
+	m      map[netip.Addr]*pathmtu.Path
+	errors int       // looked at since second
+	second time.Time // see allow
+}
+
+// maxPathErrors is how many messages about packets that were too big are looked at in a second:
+// each costs a walk over the CHILD SAs.
+const maxPathErrors = 50
+
+// allow tells whether one more may be looked at.
+func (p *paths) allow(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Sub(p.second) >= time.Second {
+		p.second, p.errors = now, 0
+	}
+	p.errors++
+	return p.errors <= maxPathErrors
 }
 
 // to returns the path to remote, beginning with the MTU of the link that leads there.
@@ -81,19 +99,13 @@ func tunMTU(mark uint32) int {
 	return min(max(n, pathmtu.MinIPv6), 65535)
 }
 
-// tend looks at the links again, lets paths recover, and forgets those that no SA uses.
-func (p *paths) tend(used map[netip.Addr]bool, mark uint32, now time.Time) {
+// tend looks at the links again, lets paths recover, and forgets those that no SA uses. used are
+// those of all SAs: one that was made while it was being forgotten comes back with them.
+func (p *paths) tend(used map[netip.Addr]*pathmtu.Path, mark uint32, now time.Time) {
 	p.mu.Lock()
-	all := make(map[netip.Addr]*pathmtu.Path, len(p.m))
-	for a, x := range p.m {
-		if !used[a] {
-			delete(p.m, a)
-			continue
-		}
-		all[a] = x
-	}
+	p.m = maps.Clone(used)
 	p.mu.Unlock()
-	for a, x := range all {
+	for a, x := range used {
 		x.SetLink(linkMTU(a, mark), now)
 		x.Tick(now)
 	}
@@ -161,6 +173,9 @@ func (r *Router) pathError(e wire.PathError) {
 		return
 	}
 	now := time.Now()
+	if !r.paths.allow(now) {
+		return // anybody can send these; a true one comes again with the next packet
+	}
 	r.children.Range(func(_, v any) bool {
 		child := v.(*childSA) //nolint:errcheck,forcetypeassert // the map holds nothing else
 		path := child.path.Load()
