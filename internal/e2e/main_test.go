@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 			cgo  string
 			pkgs []string
 		}{
-			{"0", []string{"./cmd/wardgated", "./cmd/wardgate", "./cmd/wardgate-lab"}},
+			{"0", []string{"./cmd/wardgated", "./cmd/wardgate", "./cmd/wardgate-lab", "./cmd/wardgate-sp"}},
 			{"1", []string{"./cmd/wardgate-chip"}},
 		} {
 			cmd := exec.Command("go", append([]string{"build", "-o", dir + "/"}, b.pkgs...)...)

@@ -78,6 +78,7 @@ type Facility struct {
 	Binary   string   // another wardgated than the lab's; empty: the lab's
 	LogLevel string   // of the daemon; empty: debug
 	Environ  []string // of the daemon, beside the lab's own environment and Env
+	SP       *Centre  // that it gets its certificates and policies from; nil: they are brought by hand
 
 	lab    *Lab
 	serial uint64 // of the policy issued last
@@ -224,6 +225,9 @@ listen = [%q]
 %s`, f.Title, f.path("state"), f.path("run"), cmp.Or(f.LogLevel, "debug"),
 		softHSM, f.tokenLabel(), f.pinFile(), filepath.Join(f.lab.Bin, "wardgate-chip"),
 		f.anchorFile(), f.WAN.String(), extra)
+	if f.SP != nil {
+		text += fmt.Sprintf("\n[sp]\nurl = %q\nanchors = [%q]\n", f.SP.URL(), f.SP.WebAnchor())
+	}
 	return os.WriteFile(f.ConfigFile(), []byte(text), 0o644)
 }
 

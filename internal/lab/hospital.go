@@ -44,6 +44,8 @@ type Hospital struct {
 	Archive, Scanner, Modality, Centre *Host
 
 	AB, AC *Contract
+
+	SP *Centre // see [Hospital.FromCentre]
 }
 
 // NewHospital makes the networks, authorities and contracts of the scenario. Nothing runs yet.
@@ -128,6 +130,26 @@ func (h *Hospital) Services(f *Facility) []string {
 // Enrol makes the token of every facility, at once.
 func (h *Hospital) Enrol(ctx context.Context) error {
 	return each(h.Facilities(), func(f *Facility) error { return f.Enrol(ctx, h.Provider, h.Services(f)...) })
+}
+
+// FromCentre gives the scenario a centre of the service provider's, running, with the scenario in its
+// registry, and gives every facility a token as it comes from the factory: with a device certificate and
+// nothing else. settings are [Lab.Centre]'s.
+func (h *Hospital) FromCentre(ctx context.Context, settings map[string]string) error {
+	var err error
+	if h.SP, err = h.Lab.Centre(ctx, h.Internet, h.Provider, settings, GroupA, GroupB); err != nil {
+		return err
+	}
+	if err := each(h.Facilities(), func(f *Facility) error {
+		f.SP = h.SP
+		return f.Enrol(ctx, h.Provider)
+	}); err != nil {
+		return err
+	}
+	if _, err := h.SP.Apply(ctx, h.Register()); err != nil {
+		return err
+	}
+	return h.SP.Start(ctx)
 }
 
 // Start writes every facility's configuration, starts the daemons and waits until they answer.

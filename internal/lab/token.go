@@ -31,10 +31,18 @@ func (f *Facility) chip(ctx context.Context, label string, pin pkichip.PINSource
 // certificate, then a service key and certificate for each group, bound to the device. The keys
 // are made on the token; what leaves it are requests.
 func (f *Facility) Enrol(ctx context.Context, p *Provider, services ...string) (err error) {
+	anchor := certPEM(p.CA.Policy.Anchor())
+	if f.SP != nil {
+		pem, err := os.ReadFile(f.SP.PolicyAnchor())
+		if err != nil {
+			return err
+		}
+		anchor = string(pem)
+	}
 	for name, text := range map[string]string{
 		f.path("etc", "softhsm2.conf"): fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n", f.path("tokens")),
 		f.pinFile():                    TokenPIN + "\n",
-		f.anchorFile():                 certPEM(p.CA.Policy.Anchor()),
+		f.anchorFile():                 anchor,
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			return err
