@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -18,11 +20,24 @@ import (
 // CSR is what a certification request asks for. crypto/x509 cannot write attributes of arbitrary
 // syntax, so the request is put together here (RFC 2986).
 type CSR struct {
-	Subject  pkix.Name
-	DNSNames []string // dNSNames in the requested subjectAltName
+	Subject pkix.Name
+	// RawSubject, when not nil, is the DER of the subject, and Subject is not looked at: a renewal
+	// repeats the certificate's, octet by octet (RFC 7030, section 4.2.2).
+	RawSubject []byte
+	DNSNames   []string // dNSNames in the requested subjectAltName
+	// Challenge is challengePassword (RFC 2985, section 5.4.1), in which the channel binding travels
+	// (RFC 7030, section 3.5), or empty. Base64 fits its PrintableString.
+	Challenge string
 	// Related is the value of relatedCertRequest from NewRelatedCertRequest, or nil.
 	Related []byte
 }
+
+const (
+	// MaxChallenge bounds challengePassword in octets (RFC 7030, section 3.5).
+	MaxChallenge = 255
+
+	base64Alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+)
 
 // Create returns the request in DER, signed by key.
 func (c CSR) Create(rand io.Reader, key crypto.Signer) ([]byte, error) {
@@ -30,9 +45,11 @@ func (c CSR) Create(rand io.Reader, key crypto.Signer) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	subject, err := asn1.Marshal(c.Subject.ToRDNSequence())
-	if err != nil {
-		return nil, fmt.Errorf("subject of the request: %w", err)
+	subject := c.RawSubject
+	if subject == nil {
+		if subject, err = asn1.Marshal(c.Subject.ToRDNSequence()); err != nil {
+			return nil, fmt.Errorf("subject of the request: %w", err)
+		}
 	}
 	spki, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
@@ -114,6 +131,20 @@ func (c CSR) attributes() ([][]byte, error) {
 			return nil, err
 		}
 	}
+	if c.Challenge != "" {
+		if len(c.Challenge) > MaxChallenge || strings.Trim(c.Challenge, base64Alphabet) != "" {
+			return nil, fmt.Errorf("challengePassword of the request: expected at most %d characters of base64, got %s", MaxChallenge, Quote(c.Challenge))
+		}
+		var b cryptobyte.Builder
+		b.AddASN1(cbasn1.PrintableString, func(b *cryptobyte.Builder) { b.AddBytes([]byte(c.Challenge)) })
+		value, err := b.Bytes()
+		if err != nil {
+			return nil, err
+		}
+		if err := add(OIDChallengePassword, value); err != nil {
+			return nil, err
+		}
+	}
 	if c.Related != nil {
 		if err := add(OIDRelatedCertRequest, c.Related); err != nil {
 			return nil, err
@@ -160,32 +191,73 @@ func RelatedRequestOf(csr *x509.CertificateRequest) (*RelatedCertRequest, error)
 	bad := func(got string) (*RelatedCertRequest, error) {
 		return nil, &Error{Class: ProofOfDevice, Expected: "at most one relatedCertRequest attribute with one value", Got: got, Do: "make the request again"}
 	}
+	value, fault := attributeOf(csr, OIDRelatedCertRequest)
+	if fault != "" {
+		return bad(fault)
+	}
+	if value == nil {
+		return nil, nil
+	}
+	if !value.PeekASN1Tag(cbasn1.SEQUENCE) {
+		return bad("one without a single value")
+	}
+	return ParseRelatedCertRequest(value)
+}
+
+// ChallengeOf returns the challengePassword of a request, and whether there is one. Two of them, or
+// one that is no text of 1 to MaxChallenge octets, are an *Error of class Malformed.
+func ChallengeOf(csr *x509.CertificateRequest) (string, bool, error) {
+	bad := func(got string) (string, bool, error) {
+		return "", false, &Error{Class: Malformed, Expected: fmt.Sprintf("at most one challengePassword with one text of 1 to %d octets", MaxChallenge), Got: got, Do: "make the request again"}
+	}
+	value, fault := attributeOf(csr, OIDChallengePassword)
+	if fault != "" {
+		return bad(fault)
+	}
+	if value == nil {
+		return "", false, nil
+	}
+	var text cryptobyte.String
+	var tag cbasn1.Tag
+	if !value.ReadAnyASN1(&text, &tag) {
+		return bad("one without a single value")
+	}
+	// DirectoryString, of which base64 fits the first two; IA5String is what some tools write.
+	if tag != cbasn1.PrintableString && tag != cbasn1.UTF8String && tag != cbasn1.IA5String {
+		return bad("one of another type than PrintableString or UTF8String")
+	}
+	if len(text) == 0 || len(text) > MaxChallenge || !utf8.Valid(text) {
+		return bad("one that is empty, too long or no text")
+	}
+	return string(text), true, nil
+}
+
+// attributeOf returns the one value of an attribute of a request, with its tag; nil: there is no such
+// attribute. fault says what is wrong with the request: crypto/x509 looks at few of its attributes.
+func attributeOf(csr *x509.CertificateRequest, want asn1.ObjectIdentifier) (value cryptobyte.String, fault string) {
 	s := cryptobyte.String(csr.RawTBSCertificateRequest)
 	var info, attrs cryptobyte.String
 	var found bool
 	if !s.ReadASN1(&info, cbasn1.SEQUENCE) || !info.SkipASN1(cbasn1.INTEGER) || !info.SkipASN1(cbasn1.SEQUENCE) || !info.SkipASN1(cbasn1.SEQUENCE) ||
 		!info.ReadOptionalASN1(&attrs, &found, cbasn1.Tag(0).ContextSpecific().Constructed()) {
-		return bad("a request that is not as RFC 2986 says")
+		return nil, "a request that is not as RFC 2986 says"
 	}
-	var value cryptobyte.String
 	for !attrs.Empty() {
 		var attr, set cryptobyte.String
 		var oid asn1.ObjectIdentifier
+		var tag cbasn1.Tag
 		if !attrs.ReadASN1(&attr, cbasn1.SEQUENCE) || !attr.ReadASN1ObjectIdentifier(&oid) || !attr.ReadASN1(&set, cbasn1.SET) || !attr.Empty() {
-			return bad("a malformed attribute")
+			return nil, "a malformed attribute"
 		}
-		if !oid.Equal(OIDRelatedCertRequest) {
+		if !oid.Equal(want) {
 			continue
 		}
 		if value != nil {
-			return bad("two")
+			return nil, "two"
 		}
-		if !set.ReadASN1Element(&value, cbasn1.SEQUENCE) || !set.Empty() {
-			return bad("one without a single value")
+		if !set.ReadAnyASN1Element(&value, &tag) || !set.Empty() {
+			return nil, "one without a single value"
 		}
 	}
-	if value == nil {
-		return nil, nil
-	}
-	return ParseRelatedCertRequest(value)
+	return value, ""
 }

@@ -22,6 +22,10 @@ var (
 
 	// OIDRelatedCertRequest is id-aa-relatedCertRequest (RFC 9763): the CSR attribute.
 	OIDRelatedCertRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 16, 2, 60}
+
+	// OIDChallengePassword is challengePassword (RFC 2985, section 5.4.1): the CSR attribute in which
+	// the channel binding of an enrolment travels (RFC 7030, section 3.5).
+	OIDChallengePassword = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}
 )
 
 var (

@@ -235,6 +235,7 @@ func FuzzParseCSR(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if csr, err := x509.ParseCertificateRequest(b); err == nil {
 			_, _ = certs.RelatedRequestOf(csr)
+			_, _, _ = certs.ChallengeOf(csr)
 		}
 		_, _ = certs.ParseCSR(b)
 	})

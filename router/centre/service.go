@@ -276,18 +276,18 @@ func (a *Agent) enrol(ctx context.Context, device Key, s Service, current *Key, 
 	if err != nil {
 		return nil, err
 	}
-	op, req := "simpleenroll", request{}
+	op, req := "simpleenroll", certs.CSR{} // the registry knows the names
 	t := a.tries[s.Name]
 	if current != nil && (t == nil || !t.anew) {
 		// RFC 7030, section 4.2.2: a renewal repeats subject and subjectAltName.
-		op, req.subject, req.names = "simplereenroll", current.Cert.RawSubject, current.Cert.DNSNames
+		op, req.RawSubject, req.DNSNames = "simplereenroll", current.Cert.RawSubject, current.Cert.DNSNames
 	}
 	issued, err := a.client.enroll(ctx, s.Name, op, device, func(binding string) ([]byte, error) {
-		if req.related, err = certs.NewRelatedCertRequest(a.cfg.Rand, device.Cert, device.Signer, a.cfg.Clock.Now()); err != nil {
+		if req.Related, err = certs.NewRelatedCertRequest(a.cfg.Rand, device.Cert, device.Signer, a.cfg.Clock.Now()); err != nil {
 			return nil, tokenFailed("the device key's signature", err)
 		}
-		req.challenge = binding
-		der, err := req.create(a.cfg.Rand, key.Signer)
+		req.Challenge = binding
+		der, err := req.Create(a.cfg.Rand, key.Signer)
 		if err != nil {
 			return nil, tokenFailed("the service key's signature", err)
 		}

@@ -5,8 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/base64"
-	"fmt"
-	"unicode/utf8"
 
 	"github.com/smallstep/pkcs7"
 	"golang.org/x/crypto/cryptobyte"
@@ -19,17 +17,10 @@ import (
 const MaxBody = certs.MaxCSRBytes * 3 / 2
 
 var (
-	// oidChallengePassword is where the channel binding travels (RFC 7030, section 3.5; RFC 2985,
-	// section 5.4.1).
-	oidChallengePassword = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}
-
 	oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
 	oidSubjectAltName   = asn1.ObjectIdentifier{2, 5, 29, 17}
 	oidECPublicKey      = asn1.ObjectIdentifier{1, 2, 840, 10045, 2, 1}
 )
-
-// maxChallenge bounds challengePassword (RFC 7030, section 3.5: 255).
-const maxChallenge = 255
 
 // decodeBody takes the base64 off. White space is tolerated, and the header
 // Content-Transfer-Encoding is not looked at (RFC 8951, sections 3 and 3.1). It decodes in place.
@@ -91,47 +82,6 @@ func fromCert(class Class, expected string, err error) *Refusal {
 	return &Refusal{Class: class, Expected: expected + " that passes", Got: err.Error(), Err: err}
 }
 
-// challenge returns the text of the challengePassword attribute, and whether there is one. Two of
-// them, or one that is no text, are refused.
-func challenge(csr *x509.CertificateRequest) (string, bool, *Refusal) {
-	bad := func(got string) (string, bool, *Refusal) {
-		return "", false, refuse(Malformed, fmt.Sprintf("at most one challengePassword with one text of 1 to %d octets", maxChallenge), got, "make the request again")
-	}
-	var info, attrs cryptobyte.String
-	var found bool
-	s := cryptobyte.String(csr.RawTBSCertificateRequest)
-	if !s.ReadASN1(&info, cbasn1.SEQUENCE) || !info.SkipASN1(cbasn1.INTEGER) || !info.SkipASN1(cbasn1.SEQUENCE) || !info.SkipASN1(cbasn1.SEQUENCE) ||
-		!info.ReadOptionalASN1(&attrs, &found, cbasn1.Tag(0).ContextSpecific().Constructed()) {
-		return bad("a request that is not as RFC 2986 says")
-	}
-	var text cryptobyte.String
-	for !attrs.Empty() {
-		var attr, set cryptobyte.String
-		var oid asn1.ObjectIdentifier
-		if !attrs.ReadASN1(&attr, cbasn1.SEQUENCE) || !attr.ReadASN1ObjectIdentifier(&oid) || !attr.ReadASN1(&set, cbasn1.SET) || !attr.Empty() {
-			return bad("a malformed attribute")
-		}
-		if !oid.Equal(oidChallengePassword) {
-			continue
-		}
-		if text != nil {
-			return bad("two")
-		}
-		var tag cbasn1.Tag
-		if !set.ReadAnyASN1(&text, &tag) || !set.Empty() {
-			return bad("one without a single value")
-		}
-		// DirectoryString, of which base64 fits the first two; IA5String is what some tools write.
-		if tag != cbasn1.PrintableString && tag != cbasn1.UTF8String && tag != cbasn1.IA5String {
-			return bad("one of another type than PrintableString or UTF8String")
-		}
-		if len(text) == 0 || len(text) > maxChallenge || !utf8.Valid(text) {
-			return bad("one that is empty, too long or no text")
-		}
-	}
-	return string(text), text != nil, nil
-}
-
 // requestedNames returns the DNS names that a request asks for: its subjectAltName, or where there
 // is none, its common name. Names of other kinds are refused.
 func requestedNames(csr *x509.CertificateRequest) ([]string, *Refusal) {
@@ -167,7 +117,7 @@ func csrAttrs(s *Service) []attrOrOID {
 	var list []attrOrOID
 	if !s.Plain {
 		// Section 3.5: whoever must link request and connection is told so by this.
-		list = append(list, attrOrOID{oid: oidChallengePassword}, attrOrOID{oid: certs.OIDRelatedCertRequest})
+		list = append(list, attrOrOID{oid: certs.OIDChallengePassword}, attrOrOID{oid: certs.OIDRelatedCertRequest})
 	}
 	list = append(list, attrOrOID{oidExtensionRequest, []asn1.ObjectIdentifier{oidSubjectAltName}})
 	if oid, ok := curveOID(s.Curve); ok {

@@ -69,9 +69,9 @@ func TestAppendixRequests(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		text, there, refusal := challenge(csr)
-		if refusal != nil || text != want && want != "" || there != (text != "") {
-			t.Errorf("%s: challengePassword %q %v %v, want %q", name, text, there, refusal, want)
+		text, there, err := certs.ChallengeOf(csr)
+		if err != nil || text != want && want != "" || there != (text != "") {
+			t.Errorf("%s: challengePassword %q %v %v, want %q", name, text, there, err, want)
 		}
 		if _, refusal := parseRequest(der); !errors.Is(refusal, BadCSR) || certs.ClassOf(refusal) != certs.WeakKey {
 			t.Errorf("%s: %v, want it refused for SHA-1", name, refusal)
@@ -83,7 +83,7 @@ func TestAppendixRequests(t *testing.T) {
 func TestAttributesExample(t *testing.T) {
 	t.Parallel()
 	der, err := encodeAttrs([]attrOrOID{
-		{oid: oidChallengePassword},
+		{oid: certs.OIDChallengePassword},
 		{oidECPublicKey, []asn1.ObjectIdentifier{{1, 3, 132, 0, 34}}},
 		{oidExtensionRequest, []asn1.ObjectIdentifier{{1, 3, 6, 1, 1, 1, 1, 22}}},
 		{oid: asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 3}},
@@ -185,8 +185,8 @@ func FuzzRequest(f *testing.F) {
 			t.Fatal("base64 does not come back")
 		}
 		if csr, err := x509.ParseCertificateRequest(der); err == nil {
-			text, there, refusal := challenge(csr)
-			if refusal == nil && (len(text) > maxChallenge || there != (text != "")) {
+			text, there, err := certs.ChallengeOf(csr)
+			if err == nil && (len(text) > certs.MaxChallenge || there != (text != "")) {
 				t.Fatalf("challenge %q %v", text, there)
 			}
 		}

@@ -199,9 +199,9 @@ func (x *exchange) verifyService(leaf *x509.Certificate) error {
 // checkBinding links the request to the TLS connection. RFC 7030, section 3.5: what is there must
 // be right; whether it must be there is the service's policy.
 func (x *exchange) checkBinding(csr *x509.CertificateRequest, t *tls.ConnectionState) (bool, *Refusal) {
-	text, there, refusal := challenge(csr)
-	if refusal != nil {
-		return false, refusal
+	text, there, err := certs.ChallengeOf(csr)
+	if err != nil {
+		return false, fromCert(Malformed, "a request", err)
 	}
 	if !there {
 		if x.service.Plain {
