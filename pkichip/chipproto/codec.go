@@ -53,7 +53,7 @@ var layout = map[Type]shape{
 	TypePing:       {},
 	TypeStatus:     {},
 	TypeTokens:     {},
-	TypeList:       {},
+	TypeList:       {may: []tag{tagLayer}}, // LayerAuthority, or without: the two layers
 	TypeMechanisms: {},
 	TypeSign:       {must: []tag{tagLayer, tagKeyID, tagScheme, tagHash, tagData}, may: []tag{tagService, tagSalt}},
 	TypeGenerate:   {must: []tag{tagLayer, tagKeyType}, may: []tag{tagService}},
@@ -340,7 +340,7 @@ func (m *Message) set(t tag, v []byte) (err error) {
 	case tagSource:
 		m.Source, err = text(v, 1, 256)
 	case tagLayer:
-		m.Layer, err = small(v, LayerService)
+		m.Layer, err = small(v, LayerAuthority)
 		if m.Layer == 0 && err == nil {
 			err = errRange
 		}
@@ -463,7 +463,7 @@ func parseCred(v []byte) (c Credential, err error) {
 	if len(v) < 2 {
 		return c, errLength
 	}
-	if v[0] != byte(LayerDevice) && v[0] != byte(LayerService) || v[1] > 1 {
+	if v[0] < byte(LayerDevice) || v[0] > byte(LayerAuthority) || v[1] > 1 {
 		return c, errRange
 	}
 	c.Layer, c.HasKey = Layer(v[0]), v[1] == 1

@@ -37,8 +37,12 @@ const (
 
 // label returns the label of keys and certificate, chainLabel that of the intermediates.
 func label(l chipproto.Layer, service string) string {
-	if l == chipproto.LayerDevice {
+	switch l {
+	case chipproto.LayerDevice:
 		return labelDevice
+	case chipproto.LayerAuthority:
+		return service
+	case chipproto.LayerService:
 	}
 	return labelService + service
 }
@@ -78,6 +82,8 @@ func checkPlace(l chipproto.Layer, service string) *Error {
 		return nil
 	case l == chipproto.LayerService:
 		return checkName(service)
+	case l == chipproto.LayerAuthority:
+		return checkLabel(service)
 	}
 	return fail(chipproto.CodeBadRequest, fmt.Sprintf("layer %d with service %s does not exist", l, certs.Quote(service)), "")
 }

@@ -128,18 +128,33 @@ func (s *Server) answer(m *chipproto.Message) {
 	case chipproto.TypeTokens:
 		r.Tokens, err = t.Tokens()
 	case chipproto.TypeList:
-		r.Creds, err = t.List()
+		if m.Layer == chipproto.LayerAuthority {
+			r.Creds, err = t.Keys()
+		} else {
+			r.Creds, err = t.List()
+		}
 	case chipproto.TypeSign:
 		r.Data, err = t.Sign(SignRequest{m.Layer, m.Service, m.KeyID, m.Scheme, m.Hash, int(m.Salt), m.Data})
 	case chipproto.TypeGenerate:
-		r.KeyID, r.Public, err = t.Generate(m.Layer, m.Service, m.KeyType)
-	case chipproto.TypeStore:
-		r.KeyID, err = t.Store(StoreRequest{m.Layer, m.Service, m.Cert, m.Chain, m.Anchors, m.CRLs, m.Replace})
-	case chipproto.TypeDelete:
-		if m.Layer != chipproto.LayerService {
-			err = fail(chipproto.CodeBadRequest, "layer 1 is not deleted", "initialise the token to start anew")
+		if m.Layer == chipproto.LayerAuthority {
+			r.KeyID, r.Public, err = t.GenerateKey(m.Service, m.KeyType)
 		} else {
+			r.KeyID, r.Public, err = t.Generate(m.Layer, m.Service, m.KeyType)
+		}
+	case chipproto.TypeStore:
+		if m.Layer == chipproto.LayerAuthority {
+			err = fail(chipproto.CodeBadRequest, "certificates are stored in layers 1 and 2 alone", "keep an authority's certificate in its folder")
+		} else {
+			r.KeyID, err = t.Store(StoreRequest{m.Layer, m.Service, m.Cert, m.Chain, m.Anchors, m.CRLs, m.Replace})
+		}
+	case chipproto.TypeDelete:
+		switch m.Layer {
+		case chipproto.LayerService:
 			err = t.Delete(m.Service, m.KeyID)
+		case chipproto.LayerAuthority:
+			err = t.DeleteKey(m.Service, m.KeyID)
+		case chipproto.LayerDevice:
+			err = fail(chipproto.CodeBadRequest, "layer 1 is not deleted", "initialise the token to start anew")
 		}
 	case chipproto.TypeInitToken:
 		var i chipproto.TokenInfo

@@ -60,7 +60,7 @@ func TestLabels(t *testing.T) {
 			t.Errorf("%q is ours", s)
 		}
 	}
-	if checkPlace(chipproto.LayerDevice, "x") == nil || checkPlace(0, "") == nil || checkPlace(3, "x") == nil || checkPlace(chipproto.LayerService, "") == nil {
+	if checkPlace(chipproto.LayerDevice, "x") == nil || checkPlace(0, "") == nil || checkPlace(4, "x") == nil || checkPlace(chipproto.LayerService, "") == nil {
 		t.Error("a place that does not exist was accepted")
 	}
 }
