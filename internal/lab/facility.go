@@ -79,6 +79,7 @@ type Facility struct {
 	LogLevel string   // of the daemon; empty: debug
 	Environ  []string // of the daemon, beside the lab's own environment and Env
 	SP       *Centre  // that it gets its certificates and policies from; nil: they are brought by hand
+	SPURL    string   // of the centre in the configuration; empty: it is told by Join
 
 	lab    *Lab
 	serial uint64 // of the policy issued last
@@ -226,7 +227,11 @@ listen = [%q]
 		softHSM, f.tokenLabel(), f.pinFile(), filepath.Join(f.lab.Bin, "wardgate-chip"),
 		f.anchorFile(), f.WAN.String(), extra)
 	if f.SP != nil {
-		text += fmt.Sprintf("\n[sp]\nurl = %q\nanchors = [%q]\n", f.SP.URL(), f.SP.WebAnchor())
+		text += "\n[sp]\n"
+		if f.SPURL != "" {
+			text += fmt.Sprintf("url = %q\n", f.SPURL)
+		}
+		text += fmt.Sprintf("anchors = [%q]\n", f.SP.WebAnchor())
 	}
 	return os.WriteFile(f.ConfigFile(), []byte(text), 0o644)
 }
@@ -298,6 +303,11 @@ func (f *Facility) Wardgate(ctx context.Context, args ...string) (string, error)
 		return stdout.String(), fmt.Errorf("wardgate %s at %s: %w: %s", strings.Join(args, " "), f.Title, err, strings.TrimSpace(stderr.String()+"\n"+stdout.String()))
 	}
 	return stdout.String(), nil
+}
+
+// Join runs `wardgate join` with the centre's URL, and returns what it printed.
+func (f *Facility) Join(ctx context.Context, args ...string) (string, error) {
+	return f.Wardgate(ctx, append([]string{"join", f.SP.URL()}, args...)...)
 }
 
 // Control returns a client of the daemon's control API.

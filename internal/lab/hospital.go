@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"wardgate/policy"
@@ -34,7 +35,7 @@ const (
 //
 // A has a contract with B (group A: B's modality sends studies to A's archive) and one with C
 // (group B: C maintains A's scanner, which stands in the HSZ and reports to C). B and C have none
-// with each other.
+// with each other, unless B is moved to group B; see [Hospital.Moved].
 type Hospital struct {
 	*Lab
 	Internet *Internet
@@ -44,8 +45,9 @@ type Hospital struct {
 	Archive, Scanner, Modality, Centre *Host
 
 	AB, AC *Contract
+	BC     *Contract // instead of AB, once B has moved
 
-	SP *Centre // see [Hospital.FromCentre]
+	SP *Centre // .9; see [Hospital.FromCentre]
 }
 
 // NewHospital makes the networks, authorities and contracts of the scenario. Nothing runs yet.
@@ -105,6 +107,15 @@ func NewHospital(ctx context.Context, l *Lab, idle time.Duration) (*Hospital, er
 			{"ping", h.A, []string{scanner}, []string{centre}, "icmp", nil},
 		},
 	}
+	modality := h.Modality.Addr.String() // group B is for single hosts: remote maintenance
+	h.BC = &Contract{
+		Name: "b-c", Service: GroupB, Category: policy.CategoryMaintenance, Parties: [2]*Facility{h.B, h.C}, Idle: idle,
+		Flows: []Agreed{
+			{"studies", h.B, []string{modality}, []string{centre}, "tcp", []string{"11112"}},
+			{"probe", h.B, []string{modality}, []string{centre}, "udp", []string{"7007"}},
+			{"ping", h.B, []string{modality}, []string{centre}, "icmp", nil},
+		},
+	}
 	return h, ctx.Err()
 }
 
@@ -150,6 +161,27 @@ func (h *Hospital) FromCentre(ctx context.Context, settings map[string]string) e
 		return err
 	}
 	return h.SP.Start(ctx)
+}
+
+// Joined is how `wardgate join` went.
+type Joined struct {
+	Said string
+	Took time.Duration
+}
+
+// Join runs `wardgate join` at every facility, at once. The daemons run.
+func (h *Hospital) Join(ctx context.Context, args ...string) (map[*Facility]Joined, error) {
+	var mu sync.Mutex
+	all := map[*Facility]Joined{}
+	err := each(h.Facilities(), func(f *Facility) error {
+		start := time.Now()
+		out, err := f.Join(ctx, args...)
+		mu.Lock()
+		defer mu.Unlock()
+		all[f] = Joined{out, time.Since(start)}
+		return err
+	})
+	return all, err
 }
 
 // Start writes every facility's configuration, starts the daemons and waits until they answer.

@@ -107,6 +107,48 @@ func TestBurstAndCapture(t *testing.T) {
 	}
 }
 
+func TestStream(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "t-stream")
+	a, b := pair(t, l)
+	to := netip.MustParseAddrPort("198.18.9.2:7007")
+	echo, err := b.EchoUDP(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := a.Stream(netip.MustParseAddr("198.18.9.1"), to, time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answered := func(after time.Time) func() error {
+		return func() error {
+			if !s.LastAnswer().After(after) {
+				return errNothing
+			}
+			return nil
+		}
+	}
+	if err := WaitFor(t.Context(), "an answer", 5*time.Second, answered(time.Time{})); err != nil {
+		t.Error(err)
+	}
+	echo.Close()
+	last := s.LastAnswer()
+	for range 20 { // at least so many are sent to nobody
+		time.Sleep(2 * time.Millisecond)
+	}
+	if echo, err = b.EchoUDP(to); err != nil {
+		t.Fatal(err)
+	}
+	defer echo.Close()
+	if err := WaitFor(t.Context(), "an answer after the pause", 5*time.Second, answered(last.Add(20*time.Millisecond))); err != nil {
+		t.Error(err)
+	}
+	r := s.Stop(time.Second)
+	if r.Received == 0 || len(r.Missing) == 0 || r.Sent != r.Received+len(r.Missing) {
+		t.Errorf("stream with a pause: %+v", r)
+	}
+}
+
 func TestStudyOverACable(t *testing.T) {
 	t.Parallel()
 	needFile(t, baseImage)

@@ -35,6 +35,15 @@ func (h *Hospital) Register() *Register {
 	return r
 }
 
+// Moved is the scenario's register after B has left group A for group B, where it has a contract with C.
+// A keeps its place in group A.
+func (h *Hospital) Moved() *Register {
+	r := h.Register()
+	r.Joined[h.B] = []string{GroupB}
+	r.Contracts = []*Contract{h.AC, h.BC}
+	return r
+}
+
 // Write makes a folder of registry files out of it, as `wardgate-sp plan` and `apply` read them.
 // What the folder had before is gone.
 func (r *Register) Write(dir string) error {
