@@ -356,6 +356,8 @@ func fromIssue(err error) *Refusal {
 		return is(Replayed, "a new request", "make a new request, with a new key")
 	case errors.Is(err, issue.ErrDuplicate):
 		return busy("the same request being answered elsewhere", err)
+	case errors.Is(err, issue.ErrUnavailable):
+		return busy("none from the service's CA, whose key is away", err)
 	case certs.ClassOf(err) == certs.WeakKey:
 		return fromCert(BadCSR, "a key", err)
 	}

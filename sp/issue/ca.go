@@ -1,7 +1,6 @@
 package issue
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -28,6 +27,9 @@ const (
 
 	// maxCross bounds the cross-certificates that go with one CA.
 	maxCross = 8
+	// maxBetween bounds an upstream issuer's CAs: leaf, issuing CA, these, and the root are what
+	// internal/certs takes for a chain.
+	maxBetween = certs.MaxChain - 3
 )
 
 // CA is one generation of a service's CA: a root and the issuing CA below it. It is immutable but
@@ -45,6 +47,14 @@ type CA struct {
 	// Cross are certificates that lead from this CA to the one before it and back, while both
 	// are in use: see [CrossSign].
 	Cross []*x509.Certificate
+
+	// Between are an upstream issuer's CAs between Cert and Root, in any order; empty where the root
+	// signed Cert itself.
+	Between []*x509.Certificate
+
+	// From is when it begins to issue: what lies between its making and this time is for the
+	// anchors to become known. Zero: at once.
+	From time.Time
 
 	// RootCRL is the list of an offline root; with RootKey, lists are made here.
 	RootCRL *x509.RevocationList
@@ -247,14 +257,19 @@ func (ca *CA) Check(now time.Time) error {
 	if len(ca.Cross) > maxCross {
 		return bad("expected at most %d cross-certificates, got %d", maxCross, len(ca.Cross))
 	}
-	for _, c := range []*x509.Certificate{ca.Root, ca.Cert} {
+	if len(ca.Between) > maxBetween {
+		return bad("expected at most %d CAs between root and issuing CA, got %d", maxBetween, len(ca.Between))
+	}
+	for _, c := range append([]*x509.Certificate{ca.Root, ca.Cert}, ca.Between...) {
 		const usage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 		switch {
 		case !c.BasicConstraintsValid || !c.IsCA:
 			return bad("expected a CA certificate (basicConstraints cA), got %s without; have it issued as a CA", certs.SubjectOf(c))
 		case c.KeyUsage&usage != usage:
 			return bad("expected keyUsage keyCertSign and cRLSign in %s; have it issued with both", certs.SubjectOf(c))
-		case now.Before(c.NotBefore) || now.After(c.NotAfter):
+		case now.After(c.NotAfter):
+			return bad("%w: expected a certificate valid at %s, %s was valid until %s", ErrCAEnded, stamp(now), certs.SubjectOf(c), stamp(c.NotAfter))
+		case now.Before(c.NotBefore):
 			return bad("expected a certificate valid at %s, %s is valid from %s to %s", stamp(now), certs.SubjectOf(c), stamp(c.NotBefore), stamp(c.NotAfter))
 		case len(c.SubjectKeyId) == 0:
 			return bad("expected a subject key identifier in %s; have it issued with one (RFC 5280, section 4.2.1.2)", certs.SubjectOf(c))
@@ -263,8 +278,8 @@ func (ca *CA) Check(now time.Time) error {
 			return bad("%s: %v", certs.SubjectOf(c), err)
 		}
 	}
-	if !bytes.Equal(ca.Cert.RawIssuer, ca.Root.RawSubject) || ca.Cert.CheckSignatureFrom(ca.Root) != nil {
-		return bad("expected %s signed by %s, got one that is not; give the root that signed it", certs.SubjectOf(ca.Cert), certs.SubjectOf(ca.Root))
+	if err := ca.checkPath(); err != nil {
+		return bad("%v", err)
 	}
 	if ca.Cert.MaxPathLen != 0 || !ca.Cert.MaxPathLenZero {
 		return bad("expected pathLenConstraint 0 in %s; have it issued so", certs.SubjectOf(ca.Cert))

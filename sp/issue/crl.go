@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/big"
 	"slices"
@@ -104,6 +105,9 @@ func (s *Service) makeCRL(ctx context.Context, issuer *x509.Certificate, key cry
 	der, err := x509.CreateRevocationList(s.cfg.Rand, &x509.RevocationList{
 		Number: big.NewInt(number), ThisUpdate: now, NextUpdate: now.Add(s.cfg.CRLLife), RevokedCertificateEntries: entries,
 	}, issuer, key)
+	if errors.Is(err, ErrUnavailable) && last != nil && last.of == of && now.Before(last.list.NextUpdate) {
+		return last.list, nil // what is true is told as long as it may be, also while the key is away
+	}
 	if err != nil {
 		return nil, fmt.Errorf("signing the revocation list of %s: %w", certs.SubjectOf(issuer), err)
 	}

@@ -17,4 +17,6 @@ var (
 	ErrMalformed   = errors.New("malformed OCSP request")
 	ErrUnknownCA   = errors.New("not a CA of this responder")
 	ErrRootOffline = errors.New("the root's key is not here")
+	ErrCAEnded     = errors.New("the CA has ended")                           // an ErrCA
+	ErrUnavailable = errors.New("a signing key cannot be used at the moment") // on a token that is away, say: ask again
 )

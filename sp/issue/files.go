@@ -9,16 +9,33 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"wardgate/internal/certs"
 )
 
-// A CA's folder: root.pem, ca.pem, cross.pem (optional), root.crl (of an offline root, optional),
-// and where keys are files: root.key, ca.key (PKCS #8 PEM, mode 0600, in a folder of mode 0700).
+// A CA's folder, of mode 0700:
+//
+//	root.pem, ca.pem     the certificates
+//	between.pem          an upstream issuer's CAs between the two
+//	cross.pem            towards the CAs before it, and back
+//	ca.key, root.key     keys in files: PKCS #8 PEM, mode 0600
+//	ca.uri, root.uri     keys on a token: what names them (RFC 7512)
+//	root.crl             the list of a root whose key is elsewhere
+//	from                 when it begins to issue (RFC 3339)
 
-// Save writes a new CA into a folder that does not exist yet; the keys only where they are
-// software keys. The folder appears whole or not at all. Keys on a token are not written.
+// Reference is a key that is not in a file: it says in one line where it is (RFC 7512).
+type Reference interface {
+	crypto.Signer
+	Reference() string
+}
+
+// Keys finds the key that a line of ca.uri or root.uri names. public is what the certificate says.
+type Keys func(reference string, public crypto.PublicKey) (crypto.Signer, error)
+
+// Save writes a new CA into a folder that does not exist yet: software keys as files, and of a
+// [Reference] what it says. The folder appears whole or not at all.
 func (ca *CA) Save(dir string) error {
 	if _, err := os.Lstat(dir); err == nil {
 		return fmt.Errorf("folder for the CA: %s exists already: %w", dir, fs.ErrExist)
@@ -32,6 +49,12 @@ func (ca *CA) Save(dir string) error {
 	if len(ca.Cross) > 0 {
 		files["cross.pem"] = certs.EncodePEM(ca.Cross...)
 	}
+	if len(ca.Between) > 0 {
+		files["between.pem"] = certs.EncodePEM(ca.Between...)
+	}
+	if !ca.From.IsZero() {
+		files["from"] = []byte(ca.From.UTC().Format(time.RFC3339) + "\n")
+	}
 	if ca.RootCRL != nil {
 		files["root.crl"] = pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: ca.RootCRL.Raw})
 	}
@@ -39,9 +62,13 @@ func (ca *CA) Save(dir string) error {
 		if key == nil {
 			continue
 		}
+		if r, ok := key.(Reference); ok {
+			files[strings.TrimSuffix(name, ".key")+".uri"] = []byte(r.Reference() + "\n")
+			continue
+		}
 		der, err := x509.MarshalPKCS8PrivateKey(key)
 		if err != nil {
-			continue // a key that is not in software stays where it is
+			return fmt.Errorf("%s: expected a key in software, or one that says where it is, got %T", name, key)
 		}
 		files[name] = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	}
@@ -83,10 +110,10 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// OpenCA reads a CA from its folder. key is the issuing CA's where it lies on a token; nil: it is
-// read from ca.key. The root's key is read where there is one.
-func OpenCA(dir string, key crypto.Signer, now time.Time) (*CA, error) {
-	ca := &CA{Key: key}
+// OpenCA reads a CA from its folder. Keys that are not files are asked of keys, which may be nil where
+// there are none. The root's key is read where there is one. A CA that is over is ErrCAEnded.
+func OpenCA(dir string, keys Keys, now time.Time) (*CA, error) {
+	ca := &CA{}
 	in := func(name string, err error) error { return fmt.Errorf("CA in %s: %s: %w", dir, name, err) }
 	one := func(name string) (*x509.Certificate, error) {
 		list, err := readCerts(filepath.Join(dir, name))
@@ -108,13 +135,22 @@ func OpenCA(dir string, key crypto.Signer, now time.Time) (*CA, error) {
 	if ca.Cross, err = readCerts(filepath.Join(dir, "cross.pem")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, in("cross.pem", err)
 	}
-	if ca.Key == nil {
-		if ca.Key, err = readKey(filepath.Join(dir, "ca.key")); err != nil {
-			return nil, in("ca.key", err)
-		}
+	if ca.Between, err = readCerts(filepath.Join(dir, "between.pem")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, in("between.pem", err)
 	}
-	if ca.RootKey, err = readKey(filepath.Join(dir, "root.key")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, in("root.key", err)
+	if ca.Key, err = FindKey(dir, "ca", keys, ca.Cert.PublicKey); err != nil {
+		return nil, in("the issuing CA's key", err)
+	}
+	if ca.RootKey, err = FindKey(dir, "root", keys, ca.Root.PublicKey); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, in("the root's key", err)
+	}
+	switch b, err := os.ReadFile(filepath.Join(dir, "from")); {
+	case err == nil:
+		if ca.From, err = time.Parse(time.RFC3339, strings.TrimSpace(string(b))); err != nil {
+			return nil, in("from", fmt.Errorf("expected a time such as 2026-11-22T16:00:00Z, got %s", certs.Quote(string(b))))
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, in("from", err)
 	}
 	switch b, err := os.ReadFile(filepath.Join(dir, "root.crl")); {
 	case err == nil:
@@ -132,6 +168,29 @@ func OpenCA(dir string, key crypto.Signer, now time.Time) (*CA, error) {
 		return nil, fmt.Errorf("CA in %s: %w", dir, err)
 	}
 	return ca, nil
+}
+
+// FindKey finds the key NAME of a folder: NAME.key is a file with the key, NAME.uri says which one it is
+// on the token. fs.ErrNotExist: there is neither.
+func FindKey(dir, name string, keys Keys, public crypto.PublicKey) (crypto.Signer, error) {
+	line, err := os.ReadFile(filepath.Join(dir, name+".uri"))
+	if errors.Is(err, fs.ErrNotExist) {
+		k, err := readKey(filepath.Join(dir, name+".key"))
+		if err != nil {
+			return nil, fmt.Errorf("%s.key: %w", name, err)
+		}
+		return k, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Lstat(filepath.Join(dir, name+".key")); err == nil {
+		return nil, fmt.Errorf("expected %s.key or %s.uri, got both; remove the one that is wrong", name, name)
+	}
+	if keys == nil {
+		return nil, fmt.Errorf("%s.uri: expected a token to find the key on, got none; set [token]", name)
+	}
+	return keys(strings.TrimSpace(string(line)), public)
 }
 
 func readCerts(path string) ([]*x509.Certificate, error) {

@@ -13,6 +13,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/big"
 	"net/http"
@@ -449,7 +450,23 @@ func TestFiles(t *testing.T) {
 		}
 	}
 	// The root's key is taken away (offline), the CA's lies on a token.
-	token := got.Key
+	const name = "pkcs11:object=group-a-1-ca"
+	var public crypto.PublicKey
+	on := func(k crypto.Signer) issue.Keys {
+		return func(reference string, pub crypto.PublicKey) (crypto.Signer, error) {
+			if public = pub; reference != name {
+				return nil, fmt.Errorf("reference %q", reference)
+			}
+			return k, nil
+		}
+	}
+	token := on(got.Key)
+	if err := os.WriteFile(filepath.Join(dir, "ca.uri"), []byte(name+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := issue.OpenCA(dir, token, t0); err == nil || !strings.Contains(err.Error(), "got both") {
+		t.Errorf("a key and a reference: %v", err)
+	}
 	for _, n := range []string{"root.key", "ca.key"} {
 		if err := os.Remove(filepath.Join(dir, n)); err != nil {
 			t.Fatal(err)
@@ -458,12 +475,15 @@ func TestFiles(t *testing.T) {
 	if _, err := issue.OpenCA(dir, nil, t0); err == nil {
 		t.Error("opened without a key")
 	}
-	if _, err := issue.OpenCA(dir, newKey(), t0); !errors.Is(err, issue.ErrCA) {
+	if _, err := issue.OpenCA(dir, on(newKey()), t0); !errors.Is(err, issue.ErrCA) {
 		t.Errorf("opened with another key: %v", err)
 	}
 	offline, err := issue.OpenCA(dir, token, t0)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !certs.SamePublicKey(public, ca.Cert.PublicKey) {
+		t.Error("the key was asked for with another public key than the certificate's")
 	}
 	w := newWorld(t, nil, offline)
 	if _, err := w.CRL(t.Context(), issue.KeyID(offline.Root), t0); !errors.Is(err, issue.ErrRootOffline) {
@@ -480,8 +500,11 @@ func TestFiles(t *testing.T) {
 	if l := must(w.CRLs(t.Context(), t0)); len(l) != 2 {
 		t.Errorf("%d lists with the root's list brought along", len(l))
 	}
-	if _, err := issue.OpenCA(dir, token, ca.Cert.NotAfter.Add(time.Hour)); !errors.Is(err, issue.ErrCA) {
+	if _, err := issue.OpenCA(dir, token, ca.Cert.NotAfter.Add(time.Hour)); !errors.Is(err, issue.ErrCAEnded) || !errors.Is(err, issue.ErrCA) {
 		t.Errorf("an ended CA was opened: %v", err)
+	}
+	if err := os.Remove(filepath.Join(dir, "ca.uri")); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "ca.key"), []byte("x"), 0o644); err != nil {
 		t.Fatal(err)

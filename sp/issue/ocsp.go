@@ -383,7 +383,7 @@ func OCSPError(err error) []byte {
 		code = 1
 	case errors.Is(err, ErrUnknownCA):
 		code = 6
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, errBusy):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, errBusy), errors.Is(err, ErrUnavailable):
 		code = 3
 	}
 	return []byte{0x30, 0x03, 0x0a, 0x01, code}

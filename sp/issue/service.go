@@ -139,13 +139,33 @@ func (s *Service) set(cas []*CA) error {
 // Name is the service's name.
 func (s *Service) Name() string { return s.cfg.Name }
 
-// Current returns the CA that issues.
+// Current returns the newest CA: the one that issues, or is about to (CA.From).
 func (s *Service) Current() *CA { return s.cas.Load().list[0] }
 
-// CAs returns the CAs in use, the one that issues first.
+// Issuing returns the CA that issues at now: the newest whose time has come, and which does not end
+// too soon. Where there is none such, the newest whose time has come.
+func (s *Service) Issuing(now time.Time) *CA {
+	list := s.cas.Load().list
+	begun := func(ca *CA) bool { return !now.Before(ca.From) && !now.Before(ca.Cert.NotBefore) }
+	lasts := func(ca *CA) bool {
+		return ca.Cert.NotAfter.Sub(now) >= s.cfg.MinLife && ca.Root.NotAfter.Sub(now) >= s.cfg.MinLife
+	}
+	for _, is := range []func(*CA) bool{
+		func(ca *CA) bool { return begun(ca) && lasts(ca) },
+		lasts, // better a CA that not everybody has heard of than none
+		begun,
+	} {
+		if i := slices.IndexFunc(list, is); i >= 0 {
+			return list[i]
+		}
+	}
+	return list[0]
+}
+
+// CAs returns the CAs in use, the newest first.
 func (s *Service) CAs() []*CA { return slices.Clone(s.cas.Load().list) }
 
-// Roll makes next the CA that issues. Those before it stay in use for what they issued: their
+// Roll makes next the CA that issues, from CA.From on. Those before it stay in use for what they issued: their
 // certificates are handed out by cacerts, and their lists and OCSP answers go on until [Retire].
 func (s *Service) Roll(next *CA, now time.Time) error {
 	if err := next.Check(now); err != nil {
@@ -192,6 +212,7 @@ func (s *Service) Intermediates() []*x509.Certificate {
 	var out []*x509.Certificate
 	for _, ca := range s.cas.Load().list {
 		out = add(out, ca.Cert)
+		out = add(out, ca.Between...)
 		out = add(out, ca.Cross...)
 	}
 	return out
@@ -322,7 +343,7 @@ func (s *Service) again(r *Request, before *Record) (*Issued, error) {
 	if window == 0 {
 		window = before.NotAfter.Sub(before.NotBefore) / 3
 	}
-	if r.Now.Before(before.NotBefore) || r.Now.After(before.NotAfter) || r.Now.Sub(before.NotBefore) > window+s.cfg.Backdate || before.Issuer != KeyID(s.Current().Cert) {
+	if r.Now.Before(before.NotBefore) || r.Now.After(before.NotAfter) || r.Now.Sub(before.NotBefore) > window+s.cfg.Backdate || before.Issuer != KeyID(s.Issuing(r.Now).Cert) {
 		return nil, nil
 	}
 	c, err := x509.ParseCertificate(before.DER)
@@ -342,7 +363,7 @@ func answers(c *x509.Certificate, r *Request) bool {
 }
 
 func (s *Service) issue(ctx context.Context, r *Request, key [32]byte, known bool, before *Record) (*Issued, error) {
-	ca := s.Current()
+	ca := s.Issuing(r.Now)
 	until := r.Now.Add(r.Life)
 	for _, c := range []*x509.Certificate{ca.Cert, ca.Root} {
 		if c.NotAfter.Before(until) {
