@@ -56,6 +56,8 @@ type Agent struct {
 	journal *journal
 	failing map[string]Code // activities that fail, so that it is told once
 	errors  []ReportedError // the last ones, oldest first
+	by      identity        // by which the centre is asked
+	refused [][32]byte      // SHA-256 of those that it has refused
 
 	tries map[string]*attempt // of Sync alone
 }
@@ -72,7 +74,7 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Notify == nil {
 		cfg.Notify = func(Event) {}
 	}
-	c, err := newClient(cfg.URL, cfg.Anchors, cfg.Token, cfg.Clock, cfg.Dial)
+	c, err := newClient(cfg.URL, cfg.Anchors, cfg.Clock, cfg.Dial)
 	if err != nil {
 		return nil, err
 	}
@@ -195,8 +197,8 @@ func (a *Agent) Poll(ctx context.Context, wait time.Duration) (changed bool, err
 		etag = a.journal.ETag
 	}
 	a.mu.Unlock()
-	got, err := a.client.policy(ctx, etag, wait)
-	if err != nil {
+	var got *answer
+	if err := a.ask(ctx, before, func(who Key) (err error) { got, err = a.client.policy(ctx, who, etag, wait); return err }); err != nil {
 		return false, err
 	}
 	if err := a.skew(got.header); err != nil {
@@ -244,7 +246,8 @@ func (a *Agent) skew(h http.Header) error {
 // Report tells the centre the state once.
 func (a *Agent) Report(ctx context.Context) error {
 	r := a.cfg.Reporter.Report(ctx)
-	if pol, err := a.cfg.Policies.Installed(ctx); err == nil {
+	pol, err := a.cfg.Policies.Installed(ctx)
+	if err == nil {
 		r.PolicySerial = pol.Serial
 	}
 	if keys, err := a.cfg.Token.Services(ctx); err == nil {
@@ -263,7 +266,7 @@ func (a *Agent) Report(ctx context.Context) error {
 	if r.Errors == nil {
 		r.Errors = []ReportedError{}
 	}
-	return a.client.report(ctx, r)
+	return a.ask(ctx, pol, func(who Key) error { return a.client.report(ctx, who, r) })
 }
 
 // StepName is a step of Join. Names are stable.

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"wardgate/internal/certs"
@@ -50,13 +51,21 @@ type client struct {
 	host    string // host:port
 	name    string // of the server's certificate
 	anchors *x509.CertPool
-	token   Token
 	clock   Clock
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
-	poll    *http.Client // keeps its connection, so that a poll costs no signature of the token
+
+	mu   sync.Mutex // guards what follows
+	kept *session
 }
 
-func newClient(raw string, anchors []*x509.Certificate, token Token, clock Clock, dial func(context.Context, string, string) (net.Conn, error)) (*client, error) {
+// session keeps its connection, so that a poll costs no signature of the token. Whoever asks by another
+// certificate gets another one.
+type session struct {
+	http.Client
+	by []byte // DER of the certificate that its connections are made with
+}
+
+func newClient(raw string, anchors []*x509.Certificate, clock Clock, dial func(context.Context, string, string) (net.Conn, error)) (*client, error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
 		return nil, fmt.Errorf("address of the centre: expected https://HOST or https://HOST:PORT, got %s", certs.Quote(raw))
@@ -68,31 +77,38 @@ func newClient(raw string, anchors []*x509.Certificate, token Token, clock Clock
 	if port == "" {
 		port = "443"
 	}
-	c := &client{host: net.JoinHostPort(u.Hostname(), port), name: u.Hostname(), anchors: x509.NewCertPool(), token: token, clock: clock, dial: dial}
+	c := &client{host: net.JoinHostPort(u.Hostname(), port), name: u.Hostname(), anchors: x509.NewCertPool(), clock: clock, dial: dial}
 	for _, a := range anchors {
 		c.anchors.AddCert(a)
 	}
-	t := &http.Transport{
-		DialContext: dial, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
-		TLSHandshakeTimeout: dialTime, IdleConnTimeout: 5 * time.Minute, Protocols: new(http.Protocols),
-		TLSClientConfig: c.tls(func(i *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			d, err := token.Device(i.Context())
-			if err != nil {
-				return nil, tokenFailed("the device key and certificate", err)
-			}
-			return tlsCertificate(d), nil
-		}),
-	}
-	t.Protocols.SetHTTP1(true)
-	c.poll = &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return c, nil
 }
 
+// session returns the one for a key; any: also the one of another key, where there is one.
+func (c *client) session(who Key, anyone bool) *session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.kept != nil && (anyone || bytes.Equal(c.kept.by, who.Cert.Raw)) {
+		return c.kept
+	}
+	t := &http.Transport{
+		DialContext: c.dial, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
+		TLSHandshakeTimeout: dialTime, IdleConnTimeout: 5 * time.Minute, Protocols: new(http.Protocols),
+		TLSClientConfig: c.tls(who),
+	}
+	t.Protocols.SetHTTP1(true)
+	if c.kept != nil {
+		c.kept.CloseIdleConnections() // also those that are in use, when they are free
+	}
+	c.kept = &session{http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, who.Cert.Raw}
+	return c.kept
+}
+
 // tls returns the configuration of all connections.
-func (c *client) tls(cert func(*tls.CertificateRequestInfo) (*tls.Certificate, error)) *tls.Config {
+func (c *client) tls(who Key) *tls.Config {
 	return &tls.Config{
-		MinVersion: tls.VersionTLS13, RootCAs: c.anchors, ServerName: c.name, NextProtos: []string{"http/1.1"},
-		Time: c.clock.Now, GetClientCertificate: cert,
+		MinVersion: tls.VersionTLS13, RootCAs: c.anchors, ServerName: c.name, NextProtos: []string{"http/1.1"}, Time: c.clock.Now,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return tlsCertificate(who), nil },
 	}
 }
 
@@ -112,12 +128,18 @@ func (c *client) connect(ctx context.Context, device Key) (*tls.Conn, error) {
 	if err != nil {
 		return nil, c.failed(short, err)
 	}
-	conn := tls.Client(raw, c.tls(func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return tlsCertificate(device), nil }))
+	conn := tls.Client(raw, c.tls(device))
 	if err := conn.HandshakeContext(short); err != nil {
 		_ = raw.Close()
 		return nil, c.failed(short, err)
 	}
 	return conn, nil
+}
+
+// alerted reports whether a TLS connection ended by an alert, of either side.
+func alerted(err error) bool {
+	o, ok := errors.AsType[*net.OpError](err)
+	return ok && (o.Op == "remote error" || o.Op == "local error")
 }
 
 // failed says what went wrong with a connection.
@@ -132,7 +154,7 @@ func (c *client) failed(ctx context.Context, err error) error {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return fail(TLS, "a certificate of "+c.name+" that the configured anchors know", err.Error(), "check address and anchors with the SP", err)
 	}
-	if _, ok := errors.AsType[tls.AlertError](err); ok {
+	if alerted(err) {
 		return fail(TLS, "a TLS 1.3 connection", err.Error(), "check address and anchors with the SP", err)
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
@@ -242,7 +264,7 @@ func reason(line string) string {
 }
 
 // do sends a request over the connection that is kept.
-func (c *client) do(ctx context.Context, method, path string, header http.Header, body []byte, limit int64, types []string, ok ...int) (*answer, error) {
+func (c *client) do(ctx context.Context, by *session, method, path string, header http.Header, body []byte, limit int64, types []string, ok ...int) (*answer, error) {
 	r, err := http.NewRequestWithContext(ctx, method, "https://"+c.host+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, fail(Malformed, "an address", err.Error(), "", err)
@@ -253,7 +275,7 @@ func (c *client) do(ctx context.Context, method, path string, header http.Header
 	if len(body) == 0 {
 		r.Body, r.GetBody, r.ContentLength = nil, nil, 0
 	}
-	resp, err := c.poll.Do(r)
+	resp, err := by.Do(r)
 	if err != nil {
 		return nil, c.failed(ctx, err)
 	}
@@ -269,7 +291,13 @@ func (c *client) do(ctx context.Context, method, path string, header http.Header
 }
 
 // close ends the connection that is kept.
-func (c *client) close() { c.poll.CloseIdleConnections() }
+func (c *client) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.kept != nil {
+		c.kept.CloseIdleConnections()
+	}
+}
 
 // decode takes the base64 off an EST answer. White space is tolerated (RFC 8951, section 3.1).
 func decode(b []byte) ([]byte, error) {
@@ -287,11 +315,12 @@ func decode(b []byte) ([]byte, error) {
 	return out[:n], nil
 }
 
-// cacerts returns the certificates that a service's CA hands out.
-func (c *client) cacerts(ctx context.Context, service string) ([]*x509.Certificate, error) {
+// cacerts returns the certificates that a service's CA hands out. Everybody may ask (RFC 7030, section
+// 4.1.2), so any connection will do; who makes one where there is none.
+func (c *client) cacerts(ctx context.Context, who Key, service string) ([]*x509.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	a, err := c.do(ctx, http.MethodGet, pathEST+service+"/cacerts", nil, nil, maxCerts, []string{"application/pkcs7-mime"})
+	a, err := c.do(ctx, c.session(who, true), http.MethodGet, pathEST+service+"/cacerts", nil, nil, maxCerts, []string{"application/pkcs7-mime"})
 	if err != nil {
 		return nil, err
 	}
@@ -303,11 +332,11 @@ func (c *client) cacerts(ctx context.Context, service string) ([]*x509.Certifica
 }
 
 // csrattrs returns what a request should contain, in DER; nil: nothing in particular.
-func (c *client) csrattrs(ctx context.Context, service string) ([]byte, error) {
+func (c *client) csrattrs(ctx context.Context, who Key, service string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	// RFC 7030, section 4.5.2: 204 and 404 say that there are none.
-	a, err := c.do(ctx, http.MethodGet, pathEST+service+"/csrattrs", nil, nil, maxAttrs, []string{"application/csrattrs"}, http.StatusNoContent, http.StatusNotFound)
+	a, err := c.do(ctx, c.session(who, true), http.MethodGet, pathEST+service+"/csrattrs", nil, nil, maxAttrs, []string{"application/csrattrs"}, http.StatusNoContent, http.StatusNotFound)
 	if err != nil || a.status != http.StatusOK {
 		return nil, err
 	}
@@ -375,7 +404,7 @@ func (c *client) enroll(ctx context.Context, service, op string, device Key, csr
 var policyTypes = []string{"application/jose", "application/wardgate-policy+jws"}
 
 // policy asks for the policy when it is another than that of etag, and waits so long for one.
-func (c *client) policy(ctx context.Context, etag string, wait time.Duration) (*answer, error) {
+func (c *client) policy(ctx context.Context, who Key, etag string, wait time.Duration) (*answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, wait+policyTime)
 	defer cancel()
 	h := http.Header{}
@@ -385,18 +414,18 @@ func (c *client) policy(ctx context.Context, etag string, wait time.Duration) (*
 	if wait > 0 {
 		h.Set("Prefer", "wait="+strconv.Itoa(int(wait/time.Second))) // RFC 7240, section 4.3
 	}
-	return c.do(ctx, http.MethodGet, pathPolicy, h, nil, maxPolicy, policyTypes, http.StatusNotModified, http.StatusNoContent, http.StatusNotFound)
+	return c.do(ctx, c.session(who, false), http.MethodGet, pathPolicy, h, nil, maxPolicy, policyTypes, http.StatusNotModified, http.StatusNoContent, http.StatusNotFound)
 }
 
 // report tells the state.
-func (c *client) report(ctx context.Context, r Report) error {
+func (c *client) report(ctx context.Context, who Key, r Report) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	b, err := json.Marshal(r)
 	if err != nil {
 		return fail(Malformed, "a report", err.Error(), "", err)
 	}
-	_, err = c.do(ctx, http.MethodPost, pathReport, http.Header{"Content-Type": {"application/json"}}, b, maxText, nil, http.StatusNoContent, http.StatusAccepted)
+	_, err = c.do(ctx, c.session(who, false), http.MethodPost, pathReport, http.Header{"Content-Type": {"application/json"}}, b, maxText, nil, http.StatusNoContent, http.StatusAccepted)
 	return err
 }
 

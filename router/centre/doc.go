@@ -17,9 +17,11 @@
 //	                 two thirds of the life are over, it has expired,
 //	                 or it is bound to another device certificate
 //
-// The connection is TLS 1.3 with the device certificate; the request for a certificate is bound to it
-// (RFC 7030, section 3.5, with the tls-exporter of RFC 9266) and carries the device key's proof
-// (relatedCertRequest, RFC 9763).
+// All connections are TLS 1.3. The policy is asked for, and the state told, by a service certificate
+// once there is a valid one, so that the centre can end that on its own; by the device certificate
+// before, and when the centre refuses the service certificate. Enrolment always goes by the device
+// certificate: the request for a certificate is bound to the connection (RFC 7030, section 3.5, with the
+// tls-exporter of RFC 9266) and carries the device key's proof (relatedCertRequest, RFC 9763).
 //
 // The power may fail at any instant. The token is the truth about keys and certificates, the sink
 // about policies; the journal remembers what neither can know: which keys are ours to clean up, and a

@@ -119,11 +119,12 @@ const (
 	EventPolicy      EventCode = "policy-fetched"
 	EventEnrolled    EventCode = "certificate-enrolled"
 	EventRenewed     EventCode = "certificate-renewed"
-	EventTidied      EventCode = "token-tidied"       // leftovers of an interrupted change are gone
-	EventRemoved     EventCode = "service-removed"    // what a service had that the device left
-	EventForeignCA   EventCode = "foreign-ca-ignored" // cacerts named a root that no anchor knows
-	EventJournalLost EventCode = "journal-lost"       // it could not be read; the token is the truth
-	EventFailed      EventCode = "centre-failed"      // Err tells
+	EventTidied      EventCode = "token-tidied"                // leftovers of an interrupted change are gone
+	EventRemoved     EventCode = "service-removed"             // what a service had that the device left
+	EventForeignCA   EventCode = "foreign-ca-ignored"          // cacerts named a root that no anchor knows
+	EventJournalLost EventCode = "journal-lost"                // it could not be read; the token is the truth
+	EventCertRefused EventCode = "service-certificate-refused" // by the centre, when asked for the policy by it
+	EventFailed      EventCode = "centre-failed"               // Err tells
 	EventRecovered   EventCode = "centre-back"
 )
 

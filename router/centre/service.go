@@ -257,7 +257,7 @@ func (a *Agent) tidy(ctx context.Context, device Key, s Service, keys []Key) (cu
 // enrol takes a service from where it is to a new certificate. Each step can be repeated.
 func (a *Agent) enrol(ctx context.Context, device Key, s Service, current *Key, keys []Key) (*x509.Certificate, error) {
 	// The CA is looked at before a key is made: a centre that offers another one gets nothing.
-	list, err := a.client.cacerts(ctx, s.Name)
+	list, err := a.client.cacerts(ctx, device, s.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -265,7 +265,7 @@ func (a *Agent) enrol(ctx context.Context, device Key, s Service, current *Key, 
 		return nil, err
 	}
 	var curve elliptic.Curve
-	if der, err := a.client.csrattrs(ctx, s.Name); err != nil {
+	if der, err := a.client.csrattrs(ctx, device, s.Name); err != nil {
 		return nil, err
 	} else if der != nil {
 		if curve, err = parseAttrs(der); err != nil {

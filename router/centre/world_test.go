@@ -387,7 +387,9 @@ type world struct {
 	pending  time.Duration
 	curve    elliptic.Curve
 	override func(w http.ResponseWriter, r *http.Request) bool
-	cut      bool // the network is
+	cut      bool              // the network is
+	by       []string          // first names of the certificates by which policies were asked for and reports made
+	refuse   map[string]string // the code with which such a certificate is refused
 	dials    int
 	requests map[string]int
 	reports  []centre.Report
@@ -643,6 +645,9 @@ func (w *world) handle(rw http.ResponseWriter, r *http.Request) {
 	case "/v1/policy":
 		w.policy(rec, r)
 	case "/v1/report":
+		if !w.identify(rec, r) {
+			break
+		}
 		var rep centre.Report
 		if err := json.NewDecoder(r.Body).Decode(&rep); err != nil {
 			w.Errorf("report: %v", err)
@@ -660,9 +665,37 @@ func (w *world) handle(rw http.ResponseWriter, r *http.Request) {
 	_, _ = rw.Write(rec.Body.Bytes())
 }
 
+// identify notes by which certificate the centre is asked, and refuses what the centre does not know or
+// what the test refuses.
+func (w *world) identify(rw http.ResponseWriter, r *http.Request) bool {
+	code := "no-certificate"
+	if list := r.TLS.PeerCertificates; len(list) > 0 {
+		by := list[0].DNSNames[0]
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.by = append(w.by, by)
+		code = ""
+		switch {
+		case w.refuse[by] != "":
+			code = w.refuse[by]
+		case time.Now().After(list[0].NotAfter):
+			code = "cert-expired"
+		case by != w.name && !strings.HasPrefix(by, "a.group-"):
+			code = "not-registered"
+		}
+	}
+	if code == "" {
+		return true
+	}
+	rw.Header().Set("Content-Type", "application/problem+json")
+	rw.WriteHeader(http.StatusForbidden)
+	_, _ = fmt.Fprintf(rw, `{"status":403,"code":%q,"expected":"another","came":"this","do":"something"}`, code)
+	return false
+}
+
 func (w *world) policy(rw http.ResponseWriter, r *http.Request) {
-	if len(r.TLS.PeerCertificates) == 0 || r.TLS.PeerCertificates[0].DNSNames[0] != w.name {
-		w.Error("policy: no device certificate")
+	if !w.identify(rw, r) {
+		return
 	}
 	var wait <-chan time.Time
 	if s, ok := strings.CutPrefix(r.Header.Get("Prefer"), "wait="); ok {
