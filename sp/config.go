@@ -44,6 +44,8 @@ type Config struct {
 	Services Services `toml:"services"`
 	Policy   Policy   `toml:"policy"`
 	Limits   Limits   `toml:"limits"`
+
+	Operators Operators `toml:"operators"`
 }
 
 // Database is the section [database].
@@ -146,10 +148,10 @@ func (c *Config) resolve(dir string) {
 			*s = filepath.Join(dir, *s)
 		}
 	}
-	for _, s := range []*string{&c.Server.Certificate, &c.Server.Key, &c.Services.Dir, &c.Policy.Key, &c.Policy.Certificate} {
+	for _, s := range []*string{&c.Server.Certificate, &c.Server.Key, &c.Services.Dir, &c.Policy.Key, &c.Policy.Certificate, &c.Operators.Socket} {
 		one(s)
 	}
-	for _, list := range [][]string{c.Devices.Anchors, c.Devices.Intermediates, c.Devices.CRLs} {
+	for _, list := range append([][]string{c.Devices.Anchors, c.Devices.Intermediates, c.Devices.CRLs}, c.Operators.files()...) {
 		for i := range list {
 			one(&list[i])
 		}
@@ -206,5 +208,6 @@ func (c *Config) check(name string) error {
 	if i := slices.IndexFunc(c.Services.Plain, func(s string) bool { return !issue.ValidName(s) }); i >= 0 {
 		fault("services.plain", "names of services", c.Services.Plain[i])
 	}
+	c.Operators.check(fault)
 	return errors.Join(all...)
 }

@@ -20,10 +20,23 @@ import (
 // shutdownTime is how long requests may take to end when the centre stops.
 const shutdownTime = 10 * time.Second
 
-// Listeners are where a centre serves. Status may be nil: it is not served then.
+// Listeners are where a centre serves. All but Devices may be nil: they are not served then.
 type Listeners struct {
 	Devices net.Listener // TCP; TLS is the centre's
 	Status  net.Listener
+
+	Operators    net.Listener // Unix
+	OperatorsTLS net.Listener // TCP; TLS is the centre's
+}
+
+func (l *Listeners) close() error {
+	var all []error
+	for _, n := range []net.Listener{l.Devices, l.Status, l.Operators, l.OperatorsTLS} {
+		if n != nil {
+			all = append(all, n.Close())
+		}
+	}
+	return errors.Join(all...)
 }
 
 // Listen opens the listeners that the configuration names.
@@ -34,11 +47,13 @@ func (c *Centre) Listen(ctx context.Context) (Listeners, error) {
 	if l.Devices, err = lc.Listen(ctx, "tcp", c.cfg.Server.Listen); err != nil {
 		return l, fmt.Errorf("server.listen: %w", err)
 	}
-	if c.cfg.Server.Status == "" {
-		return l, nil
+	if c.cfg.Server.Status != "" {
+		if l.Status, err = lc.Listen(ctx, "tcp", c.cfg.Server.Status); err != nil {
+			return l, errors.Join(fmt.Errorf("server.status: %w", err), l.close())
+		}
 	}
-	if l.Status, err = lc.Listen(ctx, "tcp", c.cfg.Server.Status); err != nil {
-		return l, errors.Join(fmt.Errorf("server.status: %w", err), l.Devices.Close())
+	if err := c.listenOperators(ctx, &l); err != nil {
+		return l, errors.Join(err, l.close())
 	}
 	return l, nil
 }
@@ -46,12 +61,7 @@ func (c *Centre) Listen(ctx context.Context) (Listeners, error) {
 // Serve serves devices and makes policies until ctx ends; then it lets go of those who wait, ends what is
 // under way, and closes the listeners.
 func (c *Centre) Serve(ctx context.Context, l Listeners) error {
-	defer func() {
-		_ = l.Devices.Close() // the servers have closed them already, but where one was not started
-		if l.Status != nil {
-			_ = l.Status.Close()
-		}
-	}()
+	defer func() { _ = l.close() }() // the servers have closed them already, but where one was not started
 	key, chain, err := readSigner(c.cfg.Policy.Key, c.cfg.Policy.Certificate)
 	if err != nil {
 		return fmt.Errorf("policy signer: %w", err)
@@ -88,6 +98,10 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	if err != nil {
 		return err
 	}
+	operators, err := c.operatorServers(&l, own, a.events)
+	if err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { w.run(work) })
 	wg.Go(func() { a.follow(work, seen, w.wake) })
@@ -103,14 +117,20 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	if l.Status != nil {
 		servers = append(servers, status)
 	}
+	for _, o := range operators {
+		servers = append(servers, o.server)
+	}
 	for _, s := range servers {
 		s.ErrorLog = slog.NewLogLogger(c.log.Handler(), slog.LevelDebug) // handshakes that fail: anybody can make them
 	}
-	failed := make(chan error, 2)
+	failed := make(chan error, 2+len(operators))
 	var serving sync.WaitGroup
 	serving.Go(func() { failed <- devices.ServeTLS(l.Devices, "", "") })
 	if l.Status != nil {
 		serving.Go(func() { failed <- status.Serve(l.Status) })
+	}
+	for _, o := range operators {
+		serving.Go(func() { failed <- o.serve() })
 	}
 	c.log.Info("ready", "devices", l.Devices.Addr().String(), "instance", c.name, "database", c.st.Kind())
 	select {
