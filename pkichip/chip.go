@@ -1,6 +1,8 @@
 package pkichip
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -81,7 +83,13 @@ type EventKind string
 const (
 	EventInserted     EventKind = "token-inserted"    // the token is there and usable
 	EventRemoved      EventKind = "token-removed"     // the token is gone
-	EventPINRefused   EventKind = "pin-refused"       // wrong, locked, or cannot be read
+	EventPINRefused   EventKind = "pin-refused"       // it was tried once, and is wrong
+	EventPINNotTried  EventKind = "pin-not-retried"   // known to be wrong: not tried again
+	EventPINLastTry   EventKind = "pin-last-try"      // one try left: not spent without a person
+	EventPINLocked    EventKind = "pin-locked"        // the token has locked it
+	EventPINSource    EventKind = "pin-source"        // it cannot be read: file, credential or variable
+	EventTokenFull    EventKind = "token-full"        // a key or certificate could not be written for want of room
+	EventReadOnly     EventKind = "token-read-only"   // or because the token is write-protected
 	EventTokenFailed  EventKind = "token-failed"      // the module answers with errors
 	EventDied         EventKind = "chip-died"         // the chip process ended
 	EventHung         EventKind = "chip-hung"         // the chip process did not answer and was killed
@@ -93,8 +101,18 @@ const (
 // Event is something that happened to the token or the chip process.
 type Event struct {
 	Kind EventKind
-	Text string // for people
+	Text string // for people: what happened; what to do
 	Time time.Time
+	Err  *Error // what went wrong, with Text and Do apart; nil when nothing did
+}
+
+// PIN reports whether the event says that the token is not usable for want of the right PIN.
+func (k EventKind) PIN() bool {
+	switch k { //nolint:exhaustive // the others have nothing to do with the PIN
+	case EventPINRefused, EventPINNotTried, EventPINLastTry, EventPINLocked, EventPINSource:
+		return true
+	}
+	return false
 }
 
 // Status is the state of token and chip process.
@@ -218,15 +236,22 @@ func (c *Chip) Credentials(ctx context.Context) ([]Credential, error) {
 	for _, x := range all {
 		if n := len(out); n == 0 || out[n-1].Layer != x.Layer || out[n-1].Service != x.Service {
 			out = append(out, x)
-		} else if x.Cert.NotBefore.After(out[n-1].Cert.NotBefore) {
+		} else if newer(x.Cert, out[n-1].Cert) {
 			out[n-1] = x
 		}
 	}
 	return out, nil
 }
 
-// List returns everything on the token that is ours: also keys without certificate and
-// certificates without key.
+// newer reports whether x counts where there is y as well: it is the same whoever asks, in whatever
+// order the token lists them.
+func newer(x, y *x509.Certificate) bool {
+	return cmp.Or(x.NotBefore.Compare(y.NotBefore), x.NotAfter.Compare(y.NotAfter), bytes.Compare(y.Raw, x.Raw)) > 0
+}
+
+// List returns everything on the token that is ours: also keys without certificate (Cert is nil),
+// certificates without key (Signer is nil), both certificates of a service when a Store was cut
+// short, and what is left of a key that was not made or removed completely (Cert and Signer are nil).
 func (c *Chip) List(ctx context.Context) ([]Credential, error) {
 	m, err := c.request(ctx, &chipproto.Message{Type: chipproto.TypeList})
 	if err != nil {

@@ -71,6 +71,8 @@ type bench struct {
 	module string
 	opt    pkichip.Options
 	lab    *labca.Lab
+
+	deviceDER []byte // the certificate in layer 1
 }
 
 func newBench(tb testing.TB) *bench {
@@ -189,6 +191,7 @@ func (b *bench) device(c *pkichip.Chip, kind pkichip.KeyType) *x509.Certificate 
 	cert, err := b.lab.Device.IssueFromCSR(labca.FromCSR{CSR: csr, At: time.Now().Add(-time.Minute)})
 	must(b.tb, err)
 	must(b.tb, c.Store(b.ctx(), b.storeDevice(cert)))
+	b.deviceDER = cert.Raw
 	return cert
 }
 

@@ -17,6 +17,8 @@ import (
 type conn struct {
 	cmd     *exec.Cmd
 	sock    *os.File
+	tail    *lastLines    // what the process printed
+	killed  bool          // it was ended from here; set before it is waited for
 	dead    chan struct{} // closed when the conversation has ended; err says why
 	adopted chan struct{} // closed when it serves: events come after that of the restart
 
@@ -30,9 +32,11 @@ type conn struct {
 }
 
 type call struct {
-	reply chan *chipproto.Message // buffered: 1
-	watch *time.Timer
-	ping  bool
+	reply   chan *chipproto.Message // buffered: 1
+	watch   *time.Timer
+	ping    bool
+	started time.Time
+	limit   time.Duration // after which the process counts as hung
 }
 
 // maxPending bounds the requests under way, so that a slow token does not pile them up.
@@ -98,11 +102,29 @@ func (c *conn) read(event func(*chipproto.Message)) {
 	}
 }
 
+// hung reports whether it means that the process hangs when a request is not answered within its
+// limit. It does not while other requests are being answered, and not while the token does
+// something that may take longer, such as making an RSA key: many tokens do one thing after the
+// other. c.mu is held.
+func (c *conn) hung(p *call, now time.Time) bool {
+	if p.ping {
+		return true
+	}
+	if c.progress.After(p.started) && now.Sub(c.progress) < p.limit {
+		return false
+	}
+	for _, other := range c.pending {
+		if other.limit > p.limit && now.Sub(other.started) < other.limit {
+			return false
+		}
+	}
+	return true
+}
+
 // do sends a request and waits for its reply. A request that is not answered in time means that
-// the process hangs, whether or not somebody still waits for it; while other requests are being
-// answered it is only slow.
+// the process hangs (hung), whether or not somebody still waits for it.
 func (c *conn) do(ctx context.Context, m *chipproto.Message, limit time.Duration) (*chipproto.Message, error) {
-	p := &call{reply: make(chan *chipproto.Message, 1), ping: m.Type == chipproto.TypePing}
+	p := &call{reply: make(chan *chipproto.Message, 1), ping: m.Type == chipproto.TypePing, started: time.Now(), limit: limit}
 	typ := m.Type
 	c.mu.Lock()
 	if c.err != nil {
@@ -118,11 +140,9 @@ func (c *conn) do(ctx context.Context, m *chipproto.Message, limit time.Duration
 		c.next = 1
 	}
 	m.ID, m.Tries = c.next, -1
-	started := time.Now()
 	p.watch = time.AfterFunc(limit, func() {
 		c.mu.Lock()
-		last := c.progress
-		if last.After(started) && time.Since(last) < limit && c.err == nil && !p.ping {
+		if c.err == nil && !c.hung(p, time.Now()) {
 			p.watch.Reset(limit)
 			c.mu.Unlock()
 			return

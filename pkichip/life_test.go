@@ -105,7 +105,7 @@ func TestKilledProcess(t *testing.T) {
 		x.more(t, 20)
 		pid := c.Status().PID
 		must(t, syscall.Kill(pid, syscall.SIGKILL))
-		waitEvent(t, c, pkichip.EventDied)
+		wantText(t, waitEvent(t, c, pkichip.EventDied), "SIGKILL", "memory ran out")
 		waitEvent(t, c, pkichip.EventRestarted)
 		if s := c.Status(); s.PID == pid || s.Restarts != i+1 || !s.Running {
 			t.Errorf("status after the restart: %+v", s)
@@ -116,6 +116,29 @@ func TestKilledProcess(t *testing.T) {
 	if x.bad.Load() == 0 {
 		t.Log("no signature was under way when the process was killed")
 	}
+}
+
+// A chip process that cannot be started again is tried again, with growing pauses; who asks
+// meanwhile is told at once.
+func TestStartFailsAgainAndAgain(t *testing.T) {
+	b := newBench(t)
+	bin := filepath.Join(b.dir, "wardgate-chip")
+	must(t, os.Link(b.opt.Binary, bin))
+	b.opt.Binary = bin
+	c := b.ready(pkichip.P256)
+	s := deviceSigner(t, b, c)
+	must(t, os.Rename(bin, bin+".away"))
+	must(t, syscall.Kill(c.Status().PID, syscall.SIGKILL))
+	waitEvent(t, c, pkichip.EventDied)
+	for _, pause := range []string{"20ms", "40ms", "80ms", "100ms", "100ms"} {
+		wantText(t, waitEvent(t, c, pkichip.EventStartFailed), "cannot be started", "check [token] chip", "tried again in "+pause)
+	}
+	if _, err := s.Sign(nil, digest[:], crypto.SHA256); !errors.Is(err, pkichip.ErrChipRestarting) || !strings.Contains(err.Error(), "cannot be started") {
+		t.Errorf("signing meanwhile: %v", err)
+	}
+	must(t, os.Rename(bin+".away", bin))
+	waitEvent(t, c, pkichip.EventRestarted)
+	must(t, checkSignature(s))
 }
 
 func TestHungProcess(t *testing.T) {
@@ -254,10 +277,7 @@ func TestWrongPIN(t *testing.T) {
 	reset()
 	must(t, syscall.Kill(c.Status().PID, syscall.SIGKILL)) // a restart does not try again
 	waitEvent(t, c, pkichip.EventRestarted)
-	e = waitEvent(t, c, pkichip.EventPINRefused)
-	if !strings.Contains(e.Text, "not tried again") {
-		t.Errorf("event: %s", e.Text)
-	}
+	wantText(t, waitEvent(t, c, pkichip.EventPINNotTried), "not tried again", "correct the PIN")
 	if _, err = c.Credentials(b.ctx()); !errors.Is(err, pkichip.ErrPINNotRetried) {
 		t.Errorf("after a restart of the process: %v", err)
 	}
@@ -265,7 +285,7 @@ func TestWrongPIN(t *testing.T) {
 	must(t, os.Rename(b.tokens(), away))
 	waitEvent(t, c, pkichip.EventRemoved)
 	must(t, os.Rename(away, b.tokens()))
-	waitEvent(t, c, pkichip.EventPINRefused)
+	waitEvent(t, c, pkichip.EventPINNotTried)
 	must(t, c.Close())
 	c = b.start(withState) // nor a restart of the daemon
 	if _, err = c.Credentials(b.ctx()); !errors.Is(err, pkichip.ErrPINNotRetried) {
@@ -368,7 +388,7 @@ func TestPINSources(t *testing.T) {
 	// A file that appears, or is mended, is used at once.
 	late := filepath.Join(b.dir, "late")
 	c = b.start(func(o *pkichip.Options) { o.PIN = pkichip.PINSource{File: late} })
-	waitEvent(t, c, pkichip.EventPINRefused)
+	wantText(t, waitEvent(t, c, pkichip.EventPINSource), "cannot be read", "pin_file")
 	write("late", userPIN, 0o600)
 	waitEvent(t, c, pkichip.EventInserted)
 }

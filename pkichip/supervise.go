@@ -76,8 +76,8 @@ func (c *Chip) spawn(ctx context.Context) (*conn, *chipproto.Message, error) {
 		return nil, nil, processError(ErrModule, "the chip process cannot be started: "+err.Error(), "check [token] chip: it must be the path of wardgate-chip")
 	}
 	handOver(true)
-	p := &conn{cmd: cmd, sock: ours, dead: make(chan struct{}), adopted: make(chan struct{}), pending: map[uint32]*call{}}
 	tail := &lastLines{done: make(chan struct{})}
+	p := &conn{cmd: cmd, sock: ours, tail: tail, dead: make(chan struct{}), adopted: make(chan struct{}), pending: map[uint32]*call{}}
 	go c.copyOutput(output, tail)
 	go p.read(c.chipEvent)
 	hello, err := p.do(ctx, &chipproto.Message{Type: chipproto.TypeHello}, chipproto.TypeHello.Timeout())
@@ -89,11 +89,9 @@ func (c *Chip) spawn(ctx context.Context) (*conn, *chipproto.Message, error) {
 	if e, ok := errors.AsType[*Error](err); ok && errors.Is(err, ErrChipRestarting) {
 		e.Text = "the chip process ended before it answered" // what it printed says why
 		e.Do = "check [token] in the configuration"
-		t := time.NewTimer(time.Second)
-		defer t.Stop()
-		select { // its last words may still be on their way
-		case <-tail.done:
-		case <-t.C:
+		tail.wait()
+		if how := p.ending(); how != "" {
+			e.Text = "the chip process " + how + " before it answered"
 		}
 		if t := tail.String(); t != "" {
 			e.Text += ": " + t
@@ -187,6 +185,7 @@ func reap(p *conn) {
 		case <-grace.C:
 		}
 	}
+	p.killed = true
 	_ = p.cmd.Process.Kill()
 	<-ended
 }
@@ -220,12 +219,16 @@ func (c *Chip) supervise(run context.Context, p *conn) {
 		if run.Err() != nil {
 			return
 		}
-		kind := EventDied
-		if errors.Is(err, ErrChipHung) {
-			kind = EventHung
-		}
-		if !errors.Is(err, errPINChanged) {
-			c.emit(kind, err.Error())
+		switch {
+		case errors.Is(err, errPINChanged):
+		case errors.Is(err, ErrChipHung):
+			c.emitError(EventHung, err)
+		default:
+			err = c.died(p, err)
+			c.mu.Lock()
+			c.lastErr = err
+			c.mu.Unlock()
+			c.emitError(EventDied, err)
 		}
 		if c.once {
 			c.mu.Lock()
@@ -250,7 +253,7 @@ func (c *Chip) supervise(run context.Context, p *conn) {
 				c.mu.Lock()
 				c.lastErr = err
 				c.mu.Unlock()
-				c.emit(EventStartFailed, err.Error())
+				c.emitError(EventStartFailed, startFailed(err, backoff))
 				continue
 			}
 			p = next
@@ -368,37 +371,58 @@ func writeRefused(path, token, mark string) error {
 // chipEvent handles what the process tells on its own accord.
 func (c *Chip) chipEvent(m *chipproto.Message) {
 	kind := EventTokenFailed
+	unusable := true
 	switch m.Event {
 	case chipproto.EventInserted:
-		kind = EventInserted
 		c.setRefused("")
+		c.mu.Lock()
+		c.lastErr = nil
+		c.mu.Unlock()
+		c.emit(EventInserted, m.Text)
+		return
 	case chipproto.EventRemoved:
 		kind = EventRemoved
 	case chipproto.EventPIN:
-		kind = EventPINRefused
+		kind = pinEvents[m.Code]
+		if kind == "" {
+			kind = EventPINRefused
+		}
 		if m.Source != "" {
 			c.setRefused(m.Source)
 		}
+	case chipproto.EventFull:
+		kind, unusable = EventTokenFull, false
+	case chipproto.EventReadOnly:
+		kind, unusable = EventReadOnly, false
 	case chipproto.EventFailed:
 	}
-	text := m.Text
-	if m.Do != "" {
-		text += "; " + m.Do
+	e := fromMessage(m)
+	if unusable {
+		c.mu.Lock()
+		c.lastErr = e
+		c.mu.Unlock()
 	}
-	c.mu.Lock()
-	switch kind { //nolint:exhaustive // the others do not come from the process
-	case EventInserted:
-		c.lastErr = nil
-	case EventRemoved, EventPINRefused, EventTokenFailed:
-		c.lastErr = fromMessage(m)
-	}
-	c.mu.Unlock()
-	c.emit(kind, text)
+	c.emitError(kind, e)
 }
 
-// emit tells everybody. Nobody who does not read can stop it: the oldest event goes.
-func (c *Chip) emit(kind EventKind, text string) {
-	e := Event{Kind: kind, Text: text, Time: time.Now()}
+var pinEvents = map[chipproto.Code]EventKind{
+	chipproto.CodePINWrong: EventPINRefused, chipproto.CodePINNotRetried: EventPINNotTried, chipproto.CodePINLastTry: EventPINLastTry,
+	chipproto.CodePINLocked: EventPINLocked, chipproto.CodePINSource: EventPINSource,
+}
+
+// emitError tells everybody what went wrong.
+func (c *Chip) emitError(kind EventKind, err error) {
+	e := Event{Kind: kind, Text: err.Error()}
+	e.Err, _ = errors.AsType[*Error](err)
+	c.tell(e)
+}
+
+func (c *Chip) emit(kind EventKind, text string) { c.tell(Event{Kind: kind, Text: text}) }
+
+// tell tells everybody. Nobody who does not read can stop it: the oldest event goes.
+func (c *Chip) tell(e Event) {
+	e.Time = time.Now()
+	kind := e.Kind
 	if c.opt.Log != nil {
 		c.opt.Log(e)
 	}
@@ -464,23 +488,4 @@ func (c *Chip) copyOutput(r io.ReadCloser, tail *lastLines) {
 			return
 		}
 	}
-}
-
-// lastLines keeps the end of what a process printed, for the message when it dies at once.
-type lastLines struct {
-	done chan struct{} // closed when nothing more comes
-	mu   sync.Mutex
-	text string
-}
-
-func (l *lastLines) add(s string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.text = s
-}
-
-func (l *lastLines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text
 }

@@ -211,7 +211,9 @@ const (
 	EventRemoved  EventKind = 2
 	EventPIN      EventKind = 3 // the PIN is refused, locked or cannot be read
 	EventFailed   EventKind = 4 // the module answers with errors
-	numEventKind            = 5
+	EventFull     EventKind = 5 // a write failed for want of room
+	EventReadOnly EventKind = 6 // a write failed because the token is write-protected
+	numEventKind            = 7
 )
 
 // Message is any message. Which fields count depends on the type: see the table in fields.go.

@@ -95,14 +95,7 @@ func (t *Token) Generate(l chipproto.Layer, service string, kind chipproto.KeyTy
 	if e != nil {
 		return nil, nil, e
 	}
-	t.writeMu.Lock()
-	defer t.writeMu.Unlock()
-	defer t.forgetAll()
-	err := t.with(func(s pkcs11.SessionHandle) error {
-		c, err := t.read(s)
-		if err != nil {
-			return err
-		}
+	err := t.change(func(s pkcs11.SessionHandle, c *content) error {
 		lbl := label(l, service)
 		if l == chipproto.LayerService {
 			if _, err := t.authorise(s, c); err != nil {
@@ -116,6 +109,15 @@ func (t *Token) Generate(l chipproto.Layer, service string, kind chipproto.KeyTy
 			}
 		}
 		pub, newID, err := t.makeKey(s, lbl, r)
+		if err != nil && wrap("", err).Code == chipproto.CodeFull && c.waits(lbl) {
+			if err := t.sweep(s, c, lbl); err != nil {
+				return err
+			}
+			if c, err = t.read(s); err != nil {
+				return err
+			}
+			pub, newID, err = t.makeKey(s, lbl, r)
+		}
 		if err != nil {
 			return err
 		}
@@ -123,15 +125,7 @@ func (t *Token) Generate(l chipproto.Layer, service string, kind chipproto.KeyTy
 			return err
 		}
 		id = newID
-		// A key that never got its certificate makes room.
-		for i := range c.private {
-			if k := &c.private[i]; k.label == lbl && c.certOf(k) == nil {
-				if err := t.destroy(s, c, lbl, k.id); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
+		return t.sweep(s, c, lbl) // only now: there is always a key
 	})
 	if err != nil {
 		return nil, nil, err

@@ -9,9 +9,9 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/hex"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -298,16 +298,27 @@ func (c *content) publicOf(k *object) crypto.PublicKey {
 	return nil
 }
 
-// certOf returns the certificate of a key, when it is really that key's.
-func (c *content) certOf(k *object) *x509.Certificate {
+// certsOf returns the certificates of a key, when they are really that key's: one, or two when a
+// power failure cut an exchange short. The newest is the first.
+func (c *content) certsOf(k *object) []*x509.Certificate {
 	pub := c.publicOf(k)
+	var out []*x509.Certificate
 	for i := range c.certs {
 		if !c.certs[i].is(k.label, k.id) {
 			continue
 		}
 		if x, err := x509.ParseCertificate(c.certs[i].der); err == nil && certs.SamePublicKey(x.PublicKey, pub) {
-			return x
+			out = append(out, x)
 		}
+	}
+	slices.SortStableFunc(out, func(x, y *x509.Certificate) int { return y.NotBefore.Compare(x.NotBefore) })
+	return out
+}
+
+// certOf returns the newest certificate of a key, or nil.
+func (c *content) certOf(k *object) *x509.Certificate {
+	if l := c.certsOf(k); len(l) > 0 {
+		return l[0]
 	}
 	return nil
 }
@@ -367,16 +378,30 @@ func (c *content) credentials() []chipproto.Credential {
 				x.Public = der
 			}
 		}
-		if cert := c.certOf(k); cert != nil {
+		list := c.certsOf(k)
+		for _, cert := range list {
 			x.Cert, x.Chain = cert.Raw, c.chainOf(l, service, cert)
-			paired[k.label+"\x00"+hex.EncodeToString(k.id)] = true
+			paired[k.label+"\x00"+string(k.id)+"\x00"+string(cert.Raw)] = true
+			out = append(out, x)
 		}
-		out = append(out, x)
+		if len(list) == 0 {
+			out = append(out, x)
+		}
 	}
 	for i := range c.certs { // certificates whose key is gone
 		o := &c.certs[i]
-		if l, service, ok := parseLabel(o.label); ok && !paired[o.label+"\x00"+hex.EncodeToString(o.id)] {
+		if l, service, ok := parseLabel(o.label); ok && !paired[o.label+"\x00"+string(o.id)+"\x00"+string(o.der)] {
 			out = append(out, chipproto.Credential{Layer: l, Service: service, ID: o.id, Cert: o.der})
+		}
+	}
+	for i := range c.public { // public keys that belong to nothing
+		o := &c.public[i]
+		if l, service, ok := parseLabel(o.label); ok && c.orphan(o) && !slices.ContainsFunc(c.certs, func(x object) bool { return x.is(o.label, o.id) }) {
+			x := chipproto.Credential{Layer: l, Service: service, ID: o.id}
+			if der, err := x509.MarshalPKIXPublicKey(o.pub); err == nil {
+				x.Public = der
+			}
+			out = append(out, x)
 		}
 	}
 	if len(out) > chipproto.MaxObjects {

@@ -6,6 +6,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -54,11 +55,8 @@ func (t *Token) Store(r StoreRequest) (id []byte, _ *Error) {
 		}
 		opt.CRLs = append(opt.CRLs, l)
 	}
-	t.writeMu.Lock()
-	defer t.writeMu.Unlock()
-	defer t.forgetAll()
-	e := t.with(func(s pkcs11.SessionHandle) error {
-		id, err = t.store(s, r, leaf, opt)
+	e := t.change(func(s pkcs11.SessionHandle, c *content) error {
+		id, err = t.store(s, c, r, leaf, opt)
 		return err
 	})
 	return id, e
@@ -81,11 +79,7 @@ func refused(err error) *Error {
 	return e
 }
 
-func (t *Token) store(s pkcs11.SessionHandle, r StoreRequest, leaf *x509.Certificate, opt certs.Options) ([]byte, error) {
-	c, err := t.read(s)
-	if err != nil {
-		return nil, err
-	}
+func (t *Token) store(s pkcs11.SessionHandle, c *content, r StoreRequest, leaf *x509.Certificate, opt certs.Options) ([]byte, error) {
 	lbl := label(r.Layer, r.Service)
 	if r.Layer == chipproto.LayerService {
 		device, err := t.authorise(s, c)
@@ -137,7 +131,8 @@ func (c *content) keyFor(lbl string, leaf *x509.Certificate) (*object, error) {
 }
 
 // exchange writes the new objects and then removes the old ones. A power failure in between leaves
-// two certificates of a name, of which readers take the newer; the next exchange tidies up.
+// two certificates of a name, of which readers take the newer; the next exchange tidies up. Of what
+// is removed the certificate goes last but for intermediates, so that List shows what is left over.
 func (t *Token) exchange(s pkcs11.SessionHandle, c *content, r StoreRequest, key *object, v *certs.Verified) error {
 	lbl, chainLbl := label(r.Layer, r.Service), chainLabel(r.Layer, r.Service)
 	var made []pkcs11.ObjectHandle
@@ -188,23 +183,31 @@ func (t *Token) exchange(s pkcs11.SessionHandle, c *content, r StoreRequest, key
 		return nil
 	}
 	otherKey := func(o *object) bool { return o.label == lbl && !bytes.Equal(o.id, key.id) }
-	return errors.Join(
-		drop(c.certs, func(o *object) bool {
-			return o.label == lbl && !(bytes.Equal(o.id, key.id) && bytes.Equal(o.der, v.Leaf.Raw))
-		}),
-		drop(c.private, otherKey), drop(c.public, otherKey),
-		drop(c.chain, func(o *object) bool {
-			if o.label != chainLbl {
-				return false
-			}
-			for _, x := range between {
-				if bytes.Equal(o.der, x.Raw) {
+	kept := false
+	steps := []func() error{
+		func() error { return drop(c.public, otherKey) },
+		func() error { return drop(c.private, otherKey) },
+		func() error {
+			return drop(c.certs, func(o *object) bool {
+				if o.is(lbl, key.id) && bytes.Equal(o.der, v.Leaf.Raw) && !kept {
+					kept = true
 					return false
 				}
-			}
-			return true
-		}),
-	)
+				return o.label == lbl
+			})
+		},
+		func() error {
+			return drop(c.chain, func(o *object) bool {
+				return o.label == chainLbl && !slices.ContainsFunc(between, func(x *x509.Certificate) bool { return bytes.Equal(o.der, x.Raw) })
+			})
+		},
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // chainID is the CKA_ID of an intermediate: its subject key identifier, so that several fit.
@@ -224,19 +227,12 @@ func (t *Token) Delete(service string, id []byte) *Error {
 	if err := checkName(service); err != nil {
 		return err
 	}
-	t.writeMu.Lock()
-	defer t.writeMu.Unlock()
-	defer t.forgetAll()
-	return t.with(func(s pkcs11.SessionHandle) error {
-		c, err := t.read(s)
-		if err != nil {
-			return err
-		}
+	return t.change(func(s pkcs11.SessionHandle, c *content) error {
 		if _, err := t.authorise(s, c); err != nil {
 			return err
 		}
 		n := 0
-		for _, list := range [][]object{c.certs, c.private, c.public, c.chain} {
+		for _, list := range [][]object{c.chain, c.public, c.private, c.certs} { // List shows it to the end
 			for i := range list {
 				o := &list[i]
 				chain := o.label == chainLabel(chipproto.LayerService, service)

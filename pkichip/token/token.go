@@ -44,6 +44,7 @@ type Token struct {
 	slot     uint
 	watch    pkcs11.SessionHandle // holds the login; guarded by life
 	serial   string
+	access   uint          // CKF_RW_SESSION, or 0 for a token that may only be read; guarded by life
 	sessions chan struct{} // slots of the session pool
 
 	mu      sync.Mutex // guards what follows
@@ -236,12 +237,22 @@ func (t *Token) login() *Error {
 	t.mu.Lock()
 	t.seen = true
 	t.mu.Unlock()
-	s, e := t.p.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	t.access = pkcs11.CKF_RW_SESSION
+	s, e := t.openSession()
+	if rv, ok := errors.AsType[pkcs11.Error](e); ok && rv == pkcs11.CKR_TOKEN_WRITE_PROTECTED {
+		t.access = 0 // it still signs; who wants to write is told
+		s, e = t.openSession()
+	}
 	if e != nil {
 		return wrap("C_OpenSession", e)
 	}
 	t.watch = s
 	return t.enterPIN(s, info)
+}
+
+// openSession opens a session with the rights that the token gives; life is held.
+func (t *Token) openSession() (pkcs11.SessionHandle, error) {
+	return t.p.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|t.access)
 }
 
 func (t *Token) seenBefore() bool {
@@ -306,9 +317,11 @@ func (t *Token) enterPIN(s pkcs11.SessionHandle, info pkcs11.TokenInfo) *Error {
 	}
 	switch {
 	case flags == chipproto.PINLocked:
-		return with(fail(chipproto.CodePINLocked, "the token has locked the PIN after too many wrong ones", "unlock it with the security officer's PIN and the token's own tool"))
+		e := fail(chipproto.CodePINLocked, "the token has locked the PIN after too many wrong ones", "unlock it with the security officer's PIN and the token's own tool")
+		e.Tries = 0 // and no source: this PIN was not tried
+		return e
 	case refused != "" && refused == mark:
-		return with(fail(chipproto.CodePINNotRetried, "the token refused this PIN before, so it is not tried again; "+triesText(flags), "correct the PIN"))
+		return with(fail(chipproto.CodePINNotRetried, "the token refused this PIN before, so it is not tried again; "+triesText(flags), "correct the PIN; if it is right by now, write the PIN file again"))
 	case flags == chipproto.PINFinalTry && !t.cfg.PIN.attended():
 		e := fail(chipproto.CodePINLastTry, "the token has one PIN try left, which is not spent unattended", "enter the PIN by hand: `wardgate token check --ask-pin`; a correct one gives all tries back")
 		e.Tries = 1
@@ -389,7 +402,7 @@ func (t *Token) present() bool {
 	if err != nil {
 		return false
 	}
-	return t.cfg.PIN.none() || s.State == pkcs11.CKS_RW_USER_FUNCTIONS
+	return t.cfg.PIN.none() || s.State == pkcs11.CKS_RW_USER_FUNCTIONS || s.State == pkcs11.CKS_RO_USER_FUNCTIONS
 }
 
 // with runs f with a session of the pool. After an error that may mean that the token or the
@@ -464,7 +477,7 @@ func (t *Token) try(f func(s pkcs11.SessionHandle) error) error {
 	t.mu.Unlock()
 	if !pooled {
 		var err error
-		if s, err = t.p.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION); err != nil {
+		if s, err = t.openSession(); err != nil {
 			return in("C_OpenSession", err)
 		}
 	}
