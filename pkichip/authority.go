@@ -2,7 +2,7 @@ package pkichip
 
 import (
 	"context"
-	"crypto"
+	"crypto/x509"
 
 	"wardgate/pkichip/chipproto"
 )
@@ -12,7 +12,7 @@ import (
 type Key struct {
 	Label  string // CKA_LABEL: 1 to 64 printable ASCII characters, not beginning with "wardgate-"
 	ID     []byte // CKA_ID
-	Signer crypto.Signer
+	Signer *Signer
 }
 
 // Keys returns the authorities' keys on the token: also those that other tools made, where their
@@ -28,8 +28,8 @@ func (c *Chip) Keys(ctx context.Context) ([]Key, error) {
 		if err != nil {
 			return nil, err
 		}
-		if x.Signer != nil {
-			out = append(out, Key{Label: x.Service, ID: x.ID, Signer: x.Signer})
+		if s, ok := x.Signer.(*Signer); ok {
+			out = append(out, Key{Label: x.Service, ID: x.ID, Signer: s})
 		}
 	}
 	return out, nil
@@ -42,11 +42,11 @@ func (c *Chip) GenerateKey(ctx context.Context, label string, kind KeyType) (Key
 	if err != nil {
 		return Key{}, err
 	}
-	x, err := c.credential(&chipproto.Credential{Layer: chipproto.LayerAuthority, Service: label, ID: m.KeyID, Public: m.Public, HasKey: true})
+	pub, err := x509.ParsePKIXPublicKey(m.Public)
 	if err != nil {
-		return Key{}, err
+		return Key{}, processError(ErrTokenFailed, "the public key of "+label+" cannot be used: "+err.Error(), "use another kind of key")
 	}
-	return Key{Label: label, ID: x.ID, Signer: x.Signer}, nil
+	return Key{Label: label, ID: m.KeyID, Signer: &Signer{chip: c, layer: chipproto.LayerAuthority, service: label, id: m.KeyID, public: pub}}, nil
 }
 
 // DeleteKey removes an authority's key, found by label and ID: ErrNoKey when there is none.
