@@ -67,6 +67,8 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, device string, f *r
 
 // answer sends an answer; the device has its time to take it, however long it waited before.
 func (a *api) answer(w http.ResponseWriter, status int, body []byte) {
+	// The clock that policies and certificates are made by: devices compare theirs with it.
+	w.Header().Set("Date", a.now().UTC().Format(http.TimeFormat))
 	// By the machine's clock, which is the connection's. A recorder in a test has no deadline.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(sendTimeout))
 	if status != http.StatusNotModified && status != http.StatusNoContent {
