@@ -12,6 +12,8 @@ FUZZTIME ?= 10m
 N        ?= 2000
 SEED     ?= 1
 SIZE     ?= 20G
+DEVICES  ?= 2000
+DATABASE ?=
 ROUNDS   ?= 3
 SUBJECTS ?=
 TESTS    ?=
@@ -39,7 +41,7 @@ GOLANGCILINT_VERSION := v2.15.0
 WIREGUARD_VERSION := v0.0.0-20260522210424-ecfc5a8d5446
 NEBULA_VERSION    := v1.10.3
 
-.PHONY: help demo test lint fuzz interop soak sim bench bench-net bench-ike clean \
+.PHONY: help demo test lint fuzz interop soak sim bench bench-net bench-ike bench-sp clean \
 	install build cross lint-lite test-unit test-e2e tools bench-peers bench-limit
 
 help: ## this list
@@ -88,6 +90,10 @@ bench-net: install build bench-peers bench-limit ## Wardgate and other tunnels i
 	@mkdir -p $(BENCH)
 	$(BIN)/wardgate-lab bench-net --bin $(BIN) --tools $(TOOLS) --limit $(BENCH)/bin/wardgated --rounds $(ROUNDS) --seconds $(SECONDS_) \
 		--subjects '$(SUBJECTS)' --tests '$(TESTS)' --tunnels '$(TUNNELS)' --rules '$(RULES)' --out $(BENCH)/net.jsonl
+
+bench-sp: build ## DEVICES=2000 with TLS and long polls at one instance of the centre: build/bench/sp.jsonl (ROUNDS=3 DATABASE=)
+	@mkdir -p $(BENCH)
+	$(BIN)/wardgate-lab bench-sp --bin $(BIN)/wardgate-sp --devices $(DEVICES) --rounds $(ROUNDS) --database '$(DATABASE)' --out $(BENCH)/sp.jsonl
 
 clean: ## remove build/ but for the linters, which take minutes to build
 	@if [[ -d build ]]; then find build -mindepth 1 -maxdepth 1 ! -name tools -exec rm -rf {} +; fi
