@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,8 +19,13 @@ var registryFolders = []string{"members", "devices", "services", "contracts"}
 // that there are no more. Other files (hidden ones, .md, other folders) stay. It returns how many files it
 // wrote and removed.
 func Export(dir string, r *registry.Registry) (wrote, removed int, err error) {
+	return ExportFiles(dir, r.Export())
+}
+
+// ExportFiles is Export for files at hand, by their paths in the registry.
+func ExportFiles(dir string, files iter.Seq2[string, []byte]) (wrote, removed int, err error) {
 	keep := map[string]bool{}
-	for name, data := range r.Export() {
+	for name, data := range files {
 		path := filepath.Join(dir, filepath.FromSlash(name))
 		keep[path] = true
 		if was, err := os.ReadFile(path); err == nil && bytes.Equal(was, data) {

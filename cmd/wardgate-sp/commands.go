@@ -15,8 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wardgate/sp"
-	"wardgate/sp/registry"
-	"wardgate/sp/store"
+	"wardgate/sp/operator"
 )
 
 // print writes an answer: JSON, or text.
@@ -106,99 +105,104 @@ func (c *cli) initCommand() *cobra.Command {
 	return cmd
 }
 
-// planned is a plan as JSON.
-type planned struct {
-	From     store.Revision    `json:"from"`
-	Changes  []registry.Change `json:"changes"`
-	Affected []string          `json:"affected"`
-	Applied  store.Revision    `json:"applied,omitempty"`
-}
-
-func (c *cli) plan(ctx context.Context, centre *sp.Centre, dir string) (*sp.Plan, error) {
+// inputOf is a folder of registry files.
+func inputOf(dir string) (operator.Input, error) {
 	if st, err := os.Stat(dir); err != nil {
-		return nil, err
+		return operator.Input{}, err
 	} else if !st.IsDir() {
-		return nil, fmt.Errorf("%w: expected a folder with a registry's files, came %q", errUsage, dir)
+		return operator.Input{}, fmt.Errorf("%w: expected a folder with a registry's files, came %q", errUsage, dir)
 	}
-	return centre.Plan(ctx, os.DirFS(dir))
+	return operator.Input{Files: os.DirFS(dir)}, nil
 }
 
 func (c *cli) planCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "plan DIR", Short: "Show what a folder of registry files would change, member by member", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.with(cmd, func(ctx context.Context, centre *sp.Centre) error {
-				p, err := c.plan(ctx, centre, args[0])
+			return c.with(cmd, func(ctx context.Context, api operator.API) error {
+				in, err := inputOf(args[0])
 				if err != nil {
 					return err
 				}
-				return c.print(cmd, planned{p.From, orNone(p.Changes), orNone(p.Affected), 0}, planText(p))
+				p, err := api.Plan(ctx, in)
+				if err != nil {
+					return err
+				}
+				return c.print(cmd, p, planText(p))
 			})
 		},
 	}
 }
 
-func planText(p *sp.Plan) string {
+func planText(p *operator.Plan) string {
 	if p.Text == "" {
 		return fmt.Sprintf("nothing changes: the registry is at revision %d\n", p.From)
 	}
 	return p.Text + fmt.Sprintf("%d devices may get a new policy\n", len(p.Affected))
 }
 
-func orNone[T any](list []T) []T {
-	if list == nil {
-		return []T{}
-	}
-	return list
-}
-
 func (c *cli) applyCommand() *cobra.Command {
 	var why string
-	cmd := &cobra.Command{Use: "apply DIR", Short: "Make a folder of registry files the registry, in one transaction", Args: cobra.ExactArgs(1)}
+	cmd := &cobra.Command{
+		Use: "apply DIR", Short: "Make a folder of registry files the registry, in one transaction", Args: cobra.ExactArgs(1),
+		Long: "Makes the plan and carries it out. With --revision it is refused where the registry is not at that\n" +
+			"revision any more, which plan tells: so that what was looked at is what is done.",
+	}
 	cmd.Flags().StringVar(&why, "why", "", "for the history")
+	revision := cmd.Flags().Uint64("revision", 0, "the `revision` that was planned from")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return c.with(cmd, func(ctx context.Context, centre *sp.Centre) error {
-			p, err := c.plan(ctx, centre, args[0])
+		var from *uint64
+		if cmd.Flags().Changed("revision") {
+			from = revision
+		}
+		return c.with(cmd, func(ctx context.Context, api operator.API) error {
+			in, err := inputOf(args[0])
 			if err != nil {
 				return err
 			}
-			done, err := centre.Apply(ctx, p, who(), why)
+			p, err := api.Apply(ctx, in, from, operator.By{Who: who(), Why: why})
 			if err != nil {
 				return err
 			}
 			text := planText(p)
 			if p.Text != "" {
-				text += fmt.Sprintf("applied as revision %d\n", done.Revision)
+				text += fmt.Sprintf("applied as revision %d\n", p.Applied)
 			}
-			return c.print(cmd, planned{p.From, orNone(p.Changes), orNone(p.Affected), done.Revision}, text)
+			return c.print(cmd, p, text)
 		})
 	}
 	return cmd
 }
 
 func (c *cli) exportCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "export DIR", Short: "Write the registry into a folder of files", Args: cobra.ExactArgs(1),
 		Long: "Writes members/, devices/, services/ and contracts/ in DIR. Files of objects that the registry does not\n" +
 			"have are removed from them; everything else in DIR stays.",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.withRegistry(cmd, func(_ context.Context, _ *sp.Centre, r *registry.Registry) error {
-				wrote, removed, err := sp.Export(args[0], r)
-				if err != nil {
-					return err
-				}
-				return c.print(cmd, map[string]int{"written": wrote, "removed": removed}, fmt.Sprintf("%s: %d files written, %d removed\n", args[0], wrote, removed))
-			})
-		},
 	}
-}
-
-func (c *cli) withRegistry(cmd *cobra.Command, do func(context.Context, *sp.Centre, *registry.Registry) error) error {
-	return c.with(cmd, func(ctx context.Context, centre *sp.Centre) error {
-		r, _, err := centre.Store().Current(ctx)
-		if err != nil {
-			return err
+	revision := cmd.Flags().Uint64("revision", 0, "as it was at this `revision`")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		var at *uint64
+		if cmd.Flags().Changed("revision") {
+			at = revision
 		}
-		return do(ctx, centre, r)
-	})
+		return c.with(cmd, func(ctx context.Context, api operator.API) error {
+			f, err := api.Files(ctx, at)
+			if err != nil {
+				return err
+			}
+			wrote, removed, err := sp.ExportFiles(args[0], func(yield func(string, []byte) bool) {
+				for name, text := range f.Files {
+					if !yield(name, []byte(text)) {
+						return
+					}
+				}
+			})
+			if err != nil {
+				return err
+			}
+			return c.print(cmd, map[string]any{"revision": f.Revision, "written": wrote, "removed": removed}, fmt.Sprintf("%s: %d files written, %d removed\n", args[0], wrote, removed))
+		})
+	}
+	return cmd
 }

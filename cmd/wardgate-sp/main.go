@@ -21,8 +21,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"wardgate/sp"
+	"wardgate/sp/operator"
 	"wardgate/sp/registry"
-	"wardgate/sp/store"
 )
 
 // version is set by the linker (-X main.version=…); otherwise the build information tells.
@@ -49,6 +49,8 @@ type cli struct {
 	config string
 	json   bool
 
+	api, apiCert, apiKey, apiAnchors string // a running centre instead of the database
+
 	started bool // the command line made sense
 }
 
@@ -64,9 +66,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintf(stderr, "wardgate-sp: %v\n", err)
 	switch {
-	case !c.started, errors.Is(err, errUsage), errors.Is(err, sp.ErrConfig):
+	case !c.started, errors.Is(err, errUsage), errors.Is(err, sp.ErrConfig), errors.Is(err, operator.ErrRequest):
 		return exitUsage
-	case errors.Is(err, registry.ErrRefused), errors.Is(err, store.ErrConflict), errors.Is(err, sp.ErrNoDevice):
+	case errors.Is(err, registry.ErrRefused), errors.Is(err, operator.ErrConflict), errors.Is(err, operator.ErrNotFound), errors.Is(err, operator.ErrDenied):
 		return exitRefused
 	}
 	return exitFailure
@@ -84,9 +86,14 @@ func (c *cli) root() *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVar(&c.config, "config", sp.DefaultConfig, "configuration `file`")
 	f.BoolVar(&c.json, "json", false, "print JSON")
+	f.StringVar(&c.api, "api", "", "work over the API of a running centre: its socket, or `https://HOST:PORT`")
+	f.StringVar(&c.apiCert, "api-cert", "", "with https: PEM `file` with your certificate")
+	f.StringVar(&c.apiKey, "api-key", "", "with https: PEM `file` with its key")
+	f.StringVar(&c.apiAnchors, "api-anchors", "", "with https: PEM `file` with the roots of the centre's certificate")
 	root.AddCommand(
 		c.serveCommand(), c.initCommand(), c.planCommand(), c.applyCommand(), c.exportCommand(),
-		c.memberCommand(), c.deviceCommand(), c.serviceCommand(), c.contractCommand(), c.versionCommand(),
+		c.memberCommand(), c.deviceCommand(), c.serviceCommand(), c.contractCommand(),
+		c.historyCommand(), c.recordCommand(), c.crlCommand(), c.healthCommand(), c.versionCommand(),
 	)
 	c.prepare(root)
 	return root
@@ -124,16 +131,6 @@ func (c *cli) open(ctx context.Context, o sp.Options) (*sp.Centre, error) {
 	}
 	o.Config = cfg
 	return sp.Open(ctx, o)
-}
-
-// with runs something with the centre.
-func (c *cli) with(cmd *cobra.Command, do func(ctx context.Context, centre *sp.Centre) error) error {
-	centre, err := c.open(cmd.Context(), sp.Options{})
-	if err != nil {
-		return err
-	}
-	err = do(cmd.Context(), centre)
-	return errors.Join(err, centre.Close())
 }
 
 func (c *cli) versionCommand() *cobra.Command {

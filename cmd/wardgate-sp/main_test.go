@@ -5,14 +5,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"wardgate/internal/certs"
 	"wardgate/sp"
+	"wardgate/sp/operator"
 	"wardgate/sp/registry"
 	"wardgate/sp/registry/registrytest"
 )
@@ -21,13 +25,18 @@ import (
 type bench struct {
 	*testing.T
 	dir, config string
+	api         string // socket of a running centre; empty: the commands work on the database
 }
 
 // run runs one command line and wants its exit code.
 func (b *bench) run(want int, args ...string) string {
 	b.Helper()
 	var out, complaints bytes.Buffer
-	if got := run(context.Background(), append([]string{"--config", b.config}, args...), &out, &complaints); got != want {
+	where := []string{"--config", b.config}
+	if b.api != "" {
+		where = []string{"--config", b.path("nothing.toml"), "--api", b.api}
+	}
+	if got := run(context.Background(), append(where, args...), &out, &complaints); got != want {
 		b.Fatalf("%q: exit %d, want %d\n%s%s", args, got, want, out.String(), complaints.String())
 	}
 	if (want == exitOK) != (complaints.Len() == 0) {
@@ -47,7 +56,7 @@ func (b *bench) json(v any, args ...string) {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	dir := t.TempDir()
-	b := &bench{t, dir, filepath.Join(dir, "centre", "wardgate-sp.toml")}
+	b := &bench{T: t, dir: dir, config: filepath.Join(dir, "centre", "wardgate-sp.toml")}
 	ca := registrytest.DeviceCA(t)
 	b.write("anchors.pem", certs.EncodePEM(ca.Anchor()))
 	b.write("cas.pem", certs.EncodePEM(ca.Intermediates()...))
@@ -71,13 +80,70 @@ func (b *bench) write(name string, data []byte) {
 	}
 }
 
+// Every command does the same on the database and over the API of a running centre.
 func TestLifeOfARegistry(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	t.Run("database", func(t *testing.T) {
+		t.Parallel()
+		lifeOfARegistry(t, newBench(t))
+	})
+	t.Run("API", func(t *testing.T) {
+		t.Parallel()
+		b := newBench(t)
+		b.serve()
+		lifeOfARegistry(t, b)
+	})
+}
+
+// serve lets a centre run, and the commands after it use its API.
+func (b *bench) serve() {
+	b.Helper()
+	text, err := os.ReadFile(b.config)
+	if err != nil {
+		b.Fatal(err)
+	}
+	text = bytes.ReplaceAll(text, []byte(":8443"), []byte("127.0.0.1:0"))
+	if err := os.WriteFile(b.config, append(text, "\n[operators]\nsocket = \"operators.sock\"\n"...), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r, w := io.Pipe()
+	code := make(chan int, 1)
+	go func() {
+		code <- run(ctx, []string{"--config", b.config, "serve"}, io.Discard, w)
+		w.Close()
+	}()
+	ready := make(chan struct{})
+	log := make(chan struct{})
+	go func() {
+		defer close(log)
+		open := sync.OnceFunc(func() { close(ready) })
+		for s := bufio.NewScanner(r); s.Scan(); {
+			if strings.Contains(s.Text(), `"msg":"ready"`) {
+				open()
+			}
+		}
+	}()
+	b.Cleanup(func() {
+		cancel()
+		if got := <-code; got != exitOK {
+			b.Errorf("serve: exit %d", got)
+		}
+		<-log
+	})
+	select {
+	case <-ready:
+	case <-log:
+		b.Fatal("the centre ended before it was ready")
+	}
+	b.api = filepath.Join(filepath.Dir(b.config), "operators.sock")
+}
+
+func lifeOfARegistry(t *testing.T, b *bench) {
 	if text := b.run(exitOK, "plan", b.path("registry")); !strings.Contains(text, "hospital-a") || !strings.Contains(text, "3 devices may get a new policy") {
 		t.Errorf("plan: %s", text)
 	}
-	var p planned
+	var p operator.Plan
 	b.json(&p, "apply", b.path("registry"), "--why", "the beginning")
 	if p.Applied != 1 || len(p.Affected) != 3 || len(p.Changes) == 0 {
 		t.Errorf("apply: %+v", p)
@@ -129,7 +195,7 @@ func TestLifeOfARegistry(t *testing.T) {
 		if one["name"] != c.name || one[c.field] == nil {
 			t.Errorf("%s show: %v", c.kind, one)
 		}
-		b.run(exitUsage, c.kind, "show", "nothing")
+		b.run(exitRefused, c.kind, "show", "nothing")
 	}
 
 	if text := b.run(exitOK, "service", "ca", "group-b"); !strings.Contains(text, "services/group-b/1") {
@@ -139,13 +205,56 @@ func TestLifeOfARegistry(t *testing.T) {
 		t.Errorf("service ca again: %s", text)
 	}
 
-	var done sp.Revocation
+	var done operator.Revocation
 	b.json(&done, "device", "revoke", "b.devices.example", "--reason", "stolen", "--why", "van broken into")
 	if done.Revision != 2 || len(done.Peers) != 1 {
 		t.Errorf("revoke: %+v", done)
 	}
 	if text := b.run(exitOK, "device", "list"); !strings.Contains(text, "revoked") {
 		t.Errorf("device list: %s", text)
+	}
+
+	// The files that were applied first are a plan again, and one that was made before is refused.
+	b.run(exitRefused, "apply", b.path("registry"), "--revision", "1")
+	if text := b.run(exitOK, "plan", b.path("registry")); !strings.Contains(text, "revoked → active") {
+		t.Errorf("plan after the revocation: %s", text)
+	}
+	b.run(exitOK, "export", b.path("first"), "--revision", "1")
+	if first := tree(t, b.path("first")); len(first) != len(in) || first["devices/b.devices.example.toml"] != in["devices/b.devices.example.toml"] {
+		t.Error("the first revision is not what was applied first")
+	}
+	var history []operator.Revision
+	b.json(&history, "history")
+	if len(history) != 2 || history[0].Revision != 2 || history[0].Why != "van broken into" || history[1].Why != "the beginning" || history[0].Who == "" {
+		t.Errorf("history: %+v", history)
+	}
+	if text := b.run(exitOK, "history", "--limit", "1"); !strings.Contains(text, "van broken into") || strings.Contains(text, "the beginning") {
+		t.Errorf("history of one: %s", text)
+	}
+	var rec operator.Record
+	b.json(&rec, "record", "list", "--limit", "1000")
+	made := slices.IndexFunc(rec.Items, func(e operator.Entry) bool { return e.Event == "service-key-made" && e.What == "group-b" })
+	if made < 0 || !strings.Contains(b.run(exitOK, "record", "list"), "registry-applied") {
+		t.Errorf("record: %+v", rec)
+	}
+	var mark operator.Mark
+	b.json(&mark, "record", "verify")
+	if mark.Seq < rec.Next {
+		t.Errorf("mark %+v, the record goes to %d", mark, rec.Next)
+	}
+	if text := b.run(exitOK, "record", "verify", "--seq", fmt.Sprint(mark.Seq), "--hash", mark.Hash); !strings.Contains(text, "whole") {
+		t.Errorf("verify: %s", text)
+	}
+	b.run(exitFailure, "record", "verify", "--seq", "1", "--hash", mark.Hash)
+	var crls []operator.CRL
+	b.json(&crls, "crls")
+	if len(crls) == 0 || !strings.Contains(b.run(exitOK, "crls"), "group-a") {
+		t.Errorf("crls: %+v", crls)
+	}
+	var health operator.Health
+	b.json(&health, "health")
+	if health.Revision != 2 || health.Database != "sqlite" || !strings.Contains(b.run(exitOK, "health"), "revision 2") {
+		t.Errorf("health: %+v", health)
 	}
 }
 
@@ -185,12 +294,17 @@ func TestComplaints(t *testing.T) {
 		{exitUsage, "--reason: expected", []string{"device", "revoke", "a.devices.example", "--reason", "bored"}},
 		{exitUsage, "expected a folder", []string{"plan", b.path("anchors.pem")}},
 		{exitFailure, "no such file", []string{"plan", b.path("nothing")}},
-		{exitRefused, "no such device", []string{"device", "revoke", "a.devices.example"}},
+		{exitRefused, "expected a device that there is", []string{"device", "revoke", "a.devices.example"}},
+		{exitRefused, "expected a service that there is", []string{"service", "ca", "../x"}},
+		{exitUsage, "--seq and --hash", []string{"record", "verify", "--seq", "1"}},
+		{exitUsage, "expected --api", []string{"health", "--api-cert", "x"}},
+		{exitUsage, "--api-anchors", []string{"health", "--api", "https://localhost:1"}},
+		{exitUsage, "expected --api https", []string{"health", "--api", "/x", "--api-key", "x"}},
+		{exitFailure, "there is no socket", []string{"health", "--api", b.path("no.sock")}},
 		{exitFailure, "exists already", []string{"init", b.path("centre"), "--device-anchors", b.path("anchors.pem")}},
 		{exitUsage, "--device-anchors", []string{"init", b.path("other")}},
 		{exitUsage, "NAME=DOMAIN", []string{"init", b.path("other"), "--device-anchors", b.path("anchors.pem"), "--service", "x"}},
 		{exitFailure, "trust in device certificates", []string{"init", b.path("other"), "--device-anchors", b.config}},
-		{exitFailure, "expected one of the registry", []string{"service", "ca", "../x"}},
 	} {
 		if text := b.run(c.exit, c.args...); !strings.Contains(text, c.want) {
 			t.Errorf("%q: %s, want %q", c.args, text, c.want)
