@@ -6,9 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
@@ -368,7 +366,7 @@ func msgIsWhole(m string) bool { return m[16] != 53 }
 // once the link is good and quiet.
 func TestRandomLives(t *testing.T) {
 	t.Parallel()
-	n, first := sims()
+	n, first := 150, uint64(1)
 	if testing.Short() {
 		n = 30
 	}
@@ -379,7 +377,10 @@ func TestRandomLives(t *testing.T) {
 	}
 }
 
-func randomLife(t *testing.T, seed uint64) bool {
+func randomLife(t *testing.T, seed uint64) bool { return randomLifeOf(t, seed, func(*pair) {}) }
+
+// randomLifeOf is randomLife after a change of the connections.
+func randomLifeOf(t *testing.T, seed uint64, edit func(*pair)) bool {
 	p := newPair(t, pairOptions{seed: seed, both: func(c *ike.PeerConfig) {
 		c.RekeyChild, c.RekeyIKE = 4*time.Minute, 9*time.Minute
 		o := c.Children[0]
@@ -388,6 +389,7 @@ func randomLife(t *testing.T, seed uint64) bool {
 	}, edit: func(p *pair) {
 		p.ca.Children[0].Queues, p.cb.Children[0].Queues = p.w.Intn(5), p.w.Intn(5)
 		p.ca.Children[1].Queues, p.cb.Children[1].Queues = p.w.Intn(3), p.w.Intn(3)
+		edit(p)
 	}, ea: func(c *ike.Config) { c.Queues = int(seed % 5) }, eb: func(c *ike.Config) { c.Queues = int(seed / 5 % 5) }})
 	w := p.w
 	w.Link = iketest.Link{
@@ -471,17 +473,4 @@ func busy(p *pair) bool {
 		}
 	}
 	return len(p.a.Children) != len(p.b.Children) || len(p.a.IKE) != len(p.b.IKE)
-}
-
-// sims is how many random lives are lived, and the seed of the first: WARDGATE_SIM_N and
-// WARDGATE_SIM_SEED in the environment (`make sim N=… SEED=…`), or as many as take a few seconds.
-func sims() (n int, first uint64) {
-	n, first = 150, 1
-	if v, err := strconv.Atoi(os.Getenv("WARDGATE_SIM_N")); err == nil && v > 0 {
-		n = v
-	}
-	if v, err := strconv.ParseUint(os.Getenv("WARDGATE_SIM_SEED"), 10, 64); err == nil && v > 0 {
-		first = v
-	}
-	return n, first
 }

@@ -388,7 +388,7 @@ func TestBestChild(t *testing.T) {
 // once the link is good, all of them stand.
 func TestRandomSiblings(t *testing.T) {
 	t.Parallel()
-	n, first := sims()
+	n, first := sims(150)
 	n = n/5 + 1
 	if testing.Short() {
 		n = 10

@@ -23,7 +23,8 @@ type Node struct {
 	Send       map[string]ike.ChildID
 	Refusals   []ike.Refusal
 	Failed     []error
-	Ended      []ike.Reason
+	Ended      []ike.Reason // of IKE SAs
+	Gone       []ike.Reason // of CHILD SAs
 	Keepalives int
 	// OnDown, when not nil, is told of each IKE SA that goes down, before anything else happens.
 	OnDown func(ike.SAInfo, ike.Reason)
@@ -173,6 +174,7 @@ func (n *Node) ChildDown(id ike.ChildID, r ike.Reason) {
 		return
 	}
 	delete(n.Children, id)
+	n.Gone = append(n.Gone, r)
 	n.bury(c, r)
 	if k := key(&c.ChildSA); n.Send[k] == id {
 		delete(n.Send, k)

@@ -29,6 +29,12 @@ type World struct {
 	// Tap, when not nil, sees every datagram that is sent; false drops it.
 	Tap func(from, to netip.AddrPort, msg []byte) bool
 
+	// Quiet keeps no diary.
+	Quiet bool
+
+	// sim, when not nil, decides the fate of datagrams in place of Link.
+	sim *run
+
 	// mu guards now, seq and queue: an endpoint may be called from another goroutine (Close).
 	mu    sync.Mutex
 	now   time.Time
@@ -159,6 +165,9 @@ func (r worldRand) Read(p []byte) (int, error) {
 
 // Logf writes a line of the run's diary.
 func (w *World) Logf(format string, args ...any) {
+	if w.Quiet {
+		return
+	}
 	w.log = append(w.log, fmt.Sprintf("%10.3f  ", w.Now().Sub(Epoch).Seconds())+fmt.Sprintf(format, args...))
 }
 
@@ -185,6 +194,10 @@ func (n *NAT) out(a netip.AddrPort) netip.AddrPort {
 // send carries one datagram.
 func (w *World) send(from, to netip.AddrPort, msg []byte) {
 	msg = bytes.Clone(msg)
+	if w.sim != nil {
+		w.sim.carry(from, to, msg)
+		return
+	}
 	if n := w.nats[from.Addr()]; n != nil {
 		from = n.out(from)
 	}

@@ -1,0 +1,88 @@
+package iketest
+
+import (
+	"slices"
+	"strings"
+	"unicode"
+)
+
+// maxMinimize bounds the runs that Minimize makes.
+const maxMinimize = 600
+
+// Minimize takes away from a plan that fails what it does not need to fail: things that happen,
+// losses and repetitions of datagrams, nodes and peculiarities of the configuration. The result
+// fails in the same way.
+func Minimize(p *Plan, h Hooks) *Plan {
+	runs := 0
+	best := *p
+	like := kindOf(Run(p, h, false).Violation)
+	fails := func(c *Plan) bool {
+		if runs >= maxMinimize {
+			return false
+		}
+		runs++
+		return kindOf(Run(c, h, false).Violation) == like
+	}
+	try := func(change func(*Plan)) bool {
+		c := best
+		c.Ops, c.Calm = slices.Clone(best.Ops), slices.Clone(best.Calm)
+		change(&c)
+		if !fails(&c) {
+			return false
+		}
+		best = c
+		return true
+	}
+	for again := true; again; {
+		again = false
+		for size := max(len(best.Ops)/2, 1); size > 0; size /= 2 {
+			for i := 0; i+size <= len(best.Ops); {
+				if try(func(c *Plan) { c.Ops = slices.Delete(c.Ops, i, i+size) }) {
+					again = true
+				} else {
+					i += size
+				}
+			}
+		}
+	}
+	for _, change := range []func(*Plan){
+		func(c *Plan) { c.Link = Link{Delay: c.Link.Delay} },
+		func(c *Plan) { c.Link.Loss, c.Link.MTU = 0, 0 },
+		func(c *Plan) { c.Link.Dup = 0 },
+		func(c *Plan) { c.Link.Jitter = 0 },
+		func(c *Plan) { c.Auth = AuthPSK },
+		func(c *Plan) { c.Queues, c.Machine = [2]int{}, [2]int{} },
+		func(c *Plan) { c.PFS, c.Groups, c.Fragments = false, false, false },
+		func(c *Plan) { c.NAT = false },
+		func(c *Plan) { c.RekeyChild = 0 },
+		func(c *Plan) { c.RekeyIKE = 0 },
+		func(c *Plan) { c.CutAtEnd = false },
+	} {
+		try(change)
+	}
+	// What is left of the losses, in halves.
+	total := Run(&best, h, false).Datagrams
+	for size := max(total/2, 1); size > 0 && runs < maxMinimize; size /= 2 {
+		for from := 0; from < total; from += size {
+			try(func(c *Plan) {
+				for i := from; i < min(from+size, total); i++ {
+					if !slices.Contains(c.Calm, i) {
+						c.Calm = append(c.Calm, i)
+					}
+				}
+			})
+		}
+	}
+	return &best
+}
+
+// kindOf is the beginning of a violation without what differs from run to run.
+func kindOf(v string) string {
+	k := strings.Map(func(r rune) rune {
+		if unicode.IsLower(r) {
+			return r
+		}
+		return -1
+	}, v)
+	return k[:min(len(k), 24)]
+}

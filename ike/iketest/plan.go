@@ -1,0 +1,242 @@
+package iketest
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// Plan is a schedule: everything that happens to some nodes from outside. What the endpoints do
+// follows from it, so that the same plan gives the same run.
+type Plan struct {
+	Seed  uint64 // of everything random: keys, nonces, the fate of datagrams
+	Nodes int    // 2 to 5, each connected with each
+	Auth  Auth
+
+	// Of all connections.
+	RekeyIKE, RekeyChild time.Duration // 0: never in the time of a plan
+	Liveness             time.Duration
+	Retransmit           time.Duration // the first repetition; 4 in all
+	Queues               [2]int        // of "net": in even and odd nodes (RFC 9611)
+	Machine              [2]int        // ike.Config.Queues in even and odd nodes
+	PFS                  bool          // CHILD SAs with a key exchange, of which the nodes prefer different ones
+	Groups               bool          // nodes prefer different groups for the IKE SA
+	NAT                  bool          // node 0 is behind a NAT
+	Fragments            bool          // messages longer than 512 octets are cut
+
+	// Traffic: packets go both ways all the time, and none may be lost. Such a plan has no losses
+	// of datagrams but those of LoseOnce, and nothing that ends an SA.
+	Traffic  bool
+	Link     Link
+	LoseOnce bool // a datagram that is lost is not lost when it is repeated
+
+	Ops  []Op
+	Calm []int `json:",omitempty"` // datagrams, by their number, that get through at once whatever Link says
+
+	// CutAtEnd ends everything by cutting all links; otherwise all IKE SAs are deleted.
+	CutAtEnd bool
+}
+
+// Auth is how nodes prove who they are.
+type Auth uint8
+
+// The kinds of Auth.
+const (
+	AuthPSK   Auth = iota // one round with a pre-shared key
+	AuthPSK2              // two rounds with pre-shared keys
+	AuthCert2             // device and service certificate, Ed25519
+	authKinds
+)
+
+// OpKind is something that happens to a node.
+type OpKind string
+
+// What can happen.
+const (
+	OpInitiate    OpKind = "initiate"     // CHILD SA N%2 with Peer
+	OpRekeyChild  OpKind = "rekey child"  // the N-th
+	OpRekeyIKE    OpKind = "rekey ike"    // the N-th
+	OpDeleteChild OpKind = "delete child" // the N-th
+	OpTerminate   OpKind = "terminate"    // the connection with Peer
+	OpQueues      OpKind = "want queues"  // N%5 with Peer
+	OpCut         OpKind = "cut"          // the link to Peer
+	OpHeal        OpKind = "heal"         // all links
+	OpRestart     OpKind = "restart"      // all state is lost
+	OpPause       OpKind = "pause"        // for N ms nothing happens there, and what comes in is lost
+	OpClock       OpKind = "clock jump"   // by N ms; negative numbers go back
+	OpNAT         OpKind = "nat change"   // the NAT in front of node 0 gives it another port
+	OpTokenSlow   OpKind = "slow token"   // signatures take N ms
+	OpTokenFail   OpKind = "token fails"  // N odd: signatures fail; even: no more
+	OpReplay      OpKind = "replay"       // an old datagram to the node comes again
+	OpReflect     OpKind = "reflect"      // an old datagram of the node comes back to it
+	OpSpoof       OpKind = "spoof"        // the node hears, without protection, that its SPI is unknown
+	OpForge       OpKind = "forge"        // the node sends Peer something that only a hostile one sends
+	OpPolicy      OpKind = "policy"       // the connections are handed over again
+)
+
+// Op is something that happens at a time.
+type Op struct {
+	At   time.Duration // since the beginning
+	Kind OpKind
+	Node int
+	Peer int
+	N    int64
+}
+
+func (o Op) String() string {
+	return fmt.Sprintf("%s (node %c, peer %c, %d)", o.Kind, 'A'+o.Node, 'A'+o.Peer, o.N)
+}
+
+// Hostile tells whether a node breaks the rules: then nodes need not agree, but what holds for
+// each of them must still hold.
+func (p *Plan) Hostile() bool {
+	return slices.ContainsFunc(p.Ops, func(o Op) bool { return o.Kind == OpForge })
+}
+
+// JSON returns the plan as it is kept in testdata.
+func (p *Plan) JSON() []byte {
+	b, err := json.MarshalIndent(p, "", " ")
+	if err != nil {
+		panic(err) // it holds nothing that cannot be encoded
+	}
+	return append(b, '\n')
+}
+
+// ParsePlan reads what JSON returned.
+func ParsePlan(b []byte) (*Plan, error) {
+	p := &Plan{}
+	if err := json.Unmarshal(b, p); err != nil {
+		return nil, fmt.Errorf("plan: %w", err)
+	}
+	if p.Nodes < 2 || p.Nodes > maxNodes {
+		return nil, fmt.Errorf("plan: expected 2 to %d nodes, got %d", maxNodes, p.Nodes)
+	}
+	return p, nil
+}
+
+const maxNodes = 5
+
+// NewPlan makes the plan of a seed.
+func NewPlan(seed uint64) *Plan {
+	r := rand.New(rand.NewPCG(seed, 0x706c616e))
+	ms := func(n int) time.Duration { return time.Duration(r.IntN(n)) * time.Millisecond }
+	p := &Plan{
+		Seed: seed, Nodes: 2, Auth: AuthPSK,
+		Liveness: 5*time.Second + ms(25000), Retransmit: 400*time.Millisecond + ms(600),
+		Queues: [2]int{r.IntN(5), r.IntN(5)}, Machine: [2]int{r.IntN(5), r.IntN(5)},
+		PFS: r.IntN(8) == 0, Groups: r.IntN(8) == 0, CutAtEnd: r.IntN(3) == 0,
+		Link: Link{Delay: ms(60), Jitter: ms(200)},
+	}
+	if r.IntN(6) == 0 {
+		p.Nodes = 3 + r.IntN(maxNodes-2)
+	}
+	switch r.IntN(24) {
+	case 0:
+		p.Auth = AuthCert2
+	case 1, 2, 3, 4, 5:
+		p.Auth = AuthPSK2
+	}
+	if r.IntN(4) == 0 {
+		p.RekeyChild = 8*time.Second + ms(60000)
+	}
+	if r.IntN(4) == 0 {
+		p.RekeyIKE = 8*time.Second + ms(90000)
+	}
+	p.Fragments = p.Auth == AuthCert2 && r.IntN(2) == 0
+	if r.IntN(5) == 0 {
+		p.traffic(r)
+		return p
+	}
+	p.NAT = r.IntN(8) == 0
+	if r.IntN(4) > 0 {
+		p.Link.Loss = float64(r.IntN(35)) / 100
+		p.Link.Dup = float64(r.IntN(30)) / 100
+	}
+	if p.Fragments && r.IntN(2) == 0 {
+		p.Link.MTU = 600
+	}
+	kinds := []OpKind{
+		OpInitiate, OpInitiate, OpRekeyChild, OpRekeyChild, OpRekeyChild, OpRekeyIKE, OpRekeyIKE,
+		OpDeleteChild, OpQueues,
+	}
+	if r.IntN(2) == 0 {
+		kinds = append(kinds, OpTerminate)
+	}
+	for _, some := range [][]OpKind{
+		{OpCut, OpHeal},
+		{OpRestart},
+		{OpPause},
+		{OpClock},
+		{OpTokenSlow, OpTokenFail},
+		{OpReplay, OpReplay, OpReflect},
+		{OpSpoof},
+		{OpPolicy},
+		{OpForge, OpForge, OpForge},
+	} {
+		if r.IntN(6) == 0 {
+			kinds = append(kinds, some...)
+		}
+	}
+	if p.NAT {
+		kinds = append(kinds, OpNAT)
+	}
+	p.Ops = append(p.Ops, Op{Kind: OpInitiate, Node: r.IntN(2), N: int64(r.IntN(2))})
+	p.Ops[0].Peer = 1 - p.Ops[0].Node
+	at := time.Duration(0)
+	if r.IntN(3) > 0 {
+		at = 3 * time.Second // what comes next finds it up
+	}
+	for range 4 + r.IntN(14) {
+		// Most crossings happen within a round trip.
+		at += ms([]int{3, 30, 150, 400, 3000, 20000}[r.IntN(6)])
+		p.Ops = append(p.Ops, randomOp(r, p, kinds[r.IntN(len(kinds))], at))
+	}
+	return p
+}
+
+func randomOp(r *rand.Rand, p *Plan, k OpKind, at time.Duration) Op {
+	o := Op{At: at, Kind: k, Node: r.IntN(p.Nodes), N: int64(r.IntN(1000))}
+	o.Peer = (o.Node + 1 + r.IntN(p.Nodes-1)) % p.Nodes
+	switch k {
+	case OpPause:
+		o.N = int64(r.IntN(20000))
+	case OpClock:
+		o.N = int64(r.IntN(30000)) - 15000
+		if r.IntN(4) == 0 {
+			o.N = int64(r.IntN(4000000))
+		}
+	case OpTokenSlow:
+		o.N = int64(r.IntN(3000))
+	case OpReplay, OpReflect, OpForge:
+		o.N = r.Int64N(1 << 40)
+	default:
+	}
+	return o
+}
+
+// traffic makes p a plan whose packets all arrive.
+func (p *Plan) traffic(r *rand.Rand) {
+	p.Traffic, p.Nodes = true, 2
+	p.Link.Dup = float64(r.IntN(30)) / 100
+	if p.LoseOnce = r.IntN(2) == 0; p.LoseOnce {
+		p.Link.Loss = float64(r.IntN(30)) / 100
+	}
+	p.Ops = []Op{{Kind: OpInitiate, Node: 0, Peer: 1}}
+	if p.Queues[0] > 1 && p.Queues[1] > 1 && r.IntN(2) == 0 {
+		p.Ops = append(p.Ops, Op{Kind: OpQueues, At: 6 * time.Second, Node: r.IntN(2), N: 4})
+		p.Ops[1].Peer = 1 - p.Ops[1].Node
+	}
+	at := 12 * time.Second
+	for range 3 + r.IntN(8) {
+		at += time.Duration(r.IntN([]int{3, 30, 150, 400, 3000}[r.IntN(5)])) * time.Millisecond
+		k := OpRekeyChild
+		if r.IntN(3) == 0 {
+			k = OpRekeyIKE
+		}
+		p.Ops = append(p.Ops, randomOp(r, p, k, at))
+	}
+	slices.SortStableFunc(p.Ops, func(a, b Op) int { return cmp.Compare(a.At, b.At) })
+}

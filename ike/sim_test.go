@@ -1,0 +1,87 @@
+package ike_test
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"wardgate/ike"
+	"wardgate/ike/iketest"
+	"wardgate/ike/message"
+)
+
+var simHooks = iketest.Hooks{
+	KeyLog:  ike.SetKeyLog,
+	Inspect: func(ep *ike.Endpoint) iketest.View { return iketest.View(ep.Inspect()) },
+	Forge: func(ep *ike.Endpoint, pick int, exchange uint8, response bool, delta int, ps message.Payloads) (ike.Path, [][]byte) {
+		return ep.ForgeOn(pick, exchange, response, delta, ps)
+	},
+}
+
+// sims is how many schedules the simulator plays, and the seed of the first: WARDGATE_SIM_N and
+// WARDGATE_SIM_SEED in the environment (`make sim N=… SEED=…`), or few.
+func sims(few int) (n int, first uint64) {
+	n, first = few, 1
+	if v, err := strconv.Atoi(os.Getenv("WARDGATE_SIM_N")); err == nil && v > 0 {
+		n = v
+	}
+	if v, err := strconv.ParseUint(os.Getenv("WARDGATE_SIM_SEED"), 10, 64); err == nil && v > 0 {
+		first = v
+	}
+	return n, first
+}
+
+// TestSimulator plays schedules until one breaks a rule (see iketest.Run and docs/simulator.md).
+func TestSimulator(t *testing.T) {
+	t.Parallel()
+	n, first := sims(400)
+	var next, done, crossings, rekeys, datagrams, packets atomic.Int64
+	var mu sync.Mutex
+	var bad []iketest.Outcome
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for {
+				i := next.Add(1) - 1
+				if i >= int64(n) {
+					return
+				}
+				out := iketest.Run(iketest.NewPlan(first+uint64(i)), simHooks, false)
+				done.Add(1)
+				crossings.Add(int64(out.Crossings))
+				rekeys.Add(int64(out.Rekeys))
+				datagrams.Add(int64(out.Datagrams))
+				packets.Add(int64(out.Packets))
+				if out.Violation != "" {
+					mu.Lock()
+					bad = append(bad, out)
+					if len(bad) >= 3 {
+						next.Store(int64(n))
+					}
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i, o := range bad {
+		t.Errorf("seed %d: %s", o.Plan.Seed, o.Violation)
+		if i == 0 {
+			p := iketest.Minimize(o.Plan, simHooks)
+			least := iketest.Run(p, simHooks, true)
+			t.Errorf("the least of it: %s\n%s\n%s", least.Violation, least.Diagram, p.JSON())
+		}
+	}
+	line := fmt.Sprintf("simulator: %d schedules from seed %d, %d violations (%d datagrams, %d rekeys of CHILD SAs, %d crossings of rekeys, %d packets)",
+		done.Load(), first, len(bad), datagrams.Load(), rekeys.Load(), crossings.Load(), packets.Load())
+	t.Log(line)
+	if name := os.Getenv("WARDGATE_SIM_OUT"); name != "" {
+		if err := os.WriteFile(name, []byte(line+"\n"), 0o644); err != nil { //nolint:gosec // a line to read
+			t.Error(err)
+		}
+	}
+}
