@@ -223,7 +223,8 @@ func (sa *SA) close(r Reason) {
 	was := sa.state
 	sa.state = StateClosed
 	if sa.est != nil {
-		for _, c := range slices.Clone(sa.est.children) {
+		// The newest first: none of them takes another one's place now.
+		for _, c := range slices.Backward(slices.Clone(sa.est.children)) {
 			sa.est.remove(sa, c, r)
 		}
 		info := sa.info()
