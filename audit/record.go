@@ -18,6 +18,7 @@ const (
 	EventPolicyInstalled  Event = "policy-installed"
 	EventPolicyRefused    Event = "policy-refused"
 	EventPolicyExpired    Event = "policy-expired"
+	EventPolicyEndsSoon   Event = "policy-expires-soon"
 	EventConnectionUp     Event = "connection-up"
 	EventConnectionDown   Event = "connection-down"
 	EventConnectionFailed Event = "connection-failed"
@@ -32,6 +33,11 @@ const (
 	EventTokenError       Event = "token-error"
 	EventPINRefused       Event = "pin-refused"
 	EventChipRestarted    Event = "chip-restarted"
+	EventCertificate      Event = "certificate-enrolled" // by the centre, or renewed
+	EventServiceLeft      Event = "service-removed"      // what a service had on the token is gone
+	EventCentreFailed     Event = "centre-failed"        // Detail["error"] tells
+	EventCentreBack       Event = "centre-back"
+	EventCentre           Event = "centre-notice" // Detail["code"]
 	EventOperator         Event = "operator-command"
 	EventClock            Event = "clock-changed"
 	EventKernel           Event = "kernel-restored" // filters or routes had been changed from outside

@@ -22,6 +22,7 @@ func (r *Router) lifecycle(ctx context.Context) {
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
 	sweep := 0
+	var warned uint64 // serial of the policy whose end has been told
 	for {
 		select {
 		case <-ctx.Done():
@@ -40,10 +41,19 @@ func (r *Router) lifecycle(ctx context.Context) {
 			r.recordRefusals()
 		}
 		r.mu.Lock()
-		expired := r.doc != nil && !now.Before(r.doc.NotAfter)
+		doc := r.doc
 		r.mu.Unlock()
-		if expired {
+		switch {
+		case doc == nil:
+		case !now.Before(doc.NotAfter):
 			r.expirePolicy()
+		case doc.Serial != warned && r.policyEndsSoon(doc, now):
+			warned = doc.Serial
+			r.log.Warn("the policy expires soon, and all connections with it", zap.Uint64("serial", doc.Serial), zap.Time("not_after", doc.NotAfter))
+			r.record(audit.Record{
+				Event: audit.EventPolicyEndsSoon, What: fmt.Sprintf("serial %d of %s", doc.Serial, doc.Issuer), Result: audit.ResultInfo,
+				Detail: map[string]string{"not_after": doc.NotAfter.UTC().Format(time.RFC3339)},
+			})
 		}
 		for _, c := range r.connections() {
 			r.tend(c, now)

@@ -126,6 +126,9 @@ func (r *Router) peerConfig(table *policy.Table, info *policy.ConnectionInfo, cr
 	}
 	service := credential(creds, 2, info.Service)
 	if service == nil {
+		if r.centre != nil {
+			return nil, fmt.Errorf("the token has no certificate for the service %q yet; it is requested from the service provider's centre (see: wardgate status)", info.Service)
+		}
 		return nil, fmt.Errorf("the token has no certificate for the service %q; the service provider has to issue one (see: wardgate token csr --service %s)", info.Service, info.Service)
 	}
 	serviceID, err := ownIdentity(service.Cert)

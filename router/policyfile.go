@@ -170,6 +170,9 @@ func (r *Router) installPolicy(jws []byte, by string) (*policy.Document, policy.
 	}
 	table := doc.Table()
 	changes := table.Diff(r.table())
+	if r.inForce(doc) {
+		return doc, changes, nil
+	}
 	if err := r.applyKernel(table); err != nil {
 		err = fmt.Errorf("the kernel does not take the routes and filters of this policy, the one before stays in force: %w", err)
 		r.refusePolicy(err, by)
@@ -199,6 +202,13 @@ func (r *Router) installPolicy(jws []byte, by string) (*policy.Document, policy.
 		},
 	})
 	return doc, changes, nil
+}
+
+// inForce reports whether doc is the very policy that is in force.
+func (r *Router) inForce(doc *policy.Document) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.doc != nil && r.doc.Serial == doc.Serial && r.doc.Digest() == doc.Digest()
 }
 
 func (r *Router) refusePolicy(err error, by string) {
@@ -393,6 +403,7 @@ func (r *Router) PolicyInstall(ctx context.Context, jws []byte) (*control.Policy
 	if err != nil {
 		return nil, r.controlError(err)
 	}
+	r.centre.wake()
 	rep := policyReport(doc, changes)
 	rep.Installed = true
 	return rep, nil

@@ -51,6 +51,7 @@ type Router struct {
 	kern     *kernel.Kernel
 	ep       *ike.Endpoint
 	chip     Token
+	centre   *centreLink // nil: none is configured
 	audit    *audit.Log
 	store    policyStore
 	refused  *refusals
@@ -169,6 +170,11 @@ func New(opt Options) (_ *Router, err error) {
 			return nil, err
 		}
 	}
+	if c, ok := r.chip.(chip); ok {
+		if r.centre, err = r.newCentreLink(c); err != nil {
+			return nil, err
+		}
+	}
 	return r, nil
 }
 
@@ -262,6 +268,9 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 	})
 	wg.Go(func() { r.watchKernel(ctx) })
 	wg.Go(func() { r.readKernelRefusals(ctx) })
+	if r.centre != nil {
+		wg.Go(func() { r.centre.keep(ctx) })
+	}
 
 	if ready != nil {
 		ready()
@@ -339,6 +348,7 @@ func (r *Router) Reload(ctx context.Context) error {
 		r.loadPolicy()
 	}
 	r.setPeers()
+	r.centre.wake()
 	return nil
 }
 

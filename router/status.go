@@ -25,11 +25,21 @@ import (
 
 var _ control.Backend = (*Router)(nil)
 
-// Warn this long before a policy or a certificate runs out.
+// Warn this long before a policy or a certificate runs out, but not before the last third of a policy's
+// life and the last fifth of a certificate's: the centre renews them earlier than that.
 const (
 	warnPolicy      = 72 * time.Hour
 	warnCertificate = 7 * 24 * time.Hour
 )
+
+// endsSoon reports whether what lives from notBefore to notAfter is in the last part of its life.
+func endsSoon(now, notBefore, notAfter time.Time, most time.Duration, part int) bool {
+	return notAfter.Sub(now) < min(most, notAfter.Sub(notBefore)/time.Duration(part))
+}
+
+func (r *Router) policyEndsSoon(doc *policy.Document, now time.Time) bool {
+	return endsSoon(now, doc.NotBefore, doc.NotAfter, warnPolicy, 3)
+}
 
 // Status implements control.Backend.
 func (r *Router) Status(ctx context.Context) (*control.Status, error) {
@@ -68,7 +78,7 @@ func (r *Router) Status(ctx context.Context) (*control.Status, error) {
 		case now.Before(c.Cert.NotBefore):
 			x.Error = "not yet valid"
 			s.Warnings = append(s.Warnings, control.Warning{Code: "cert-not-yet-valid", Title: "The " + what + " is not yet valid", Text: "valid from " + c.Cert.NotBefore.UTC().Format(time.RFC3339), Hint: "check the clock of this machine"})
-		case c.Cert.NotAfter.Sub(now) < warnCertificate && c.Cert.NotAfter.Sub(c.Cert.NotBefore) > warnCertificate*2:
+		case endsSoon(now, c.Cert.NotBefore, c.Cert.NotAfter, warnCertificate, 5):
 			s.Warnings = append(s.Warnings, control.Warning{Code: "cert-expires-soon", Title: "The " + what + " expires soon", Text: "valid until " + c.Cert.NotAfter.UTC().Format(time.RFC3339), Hint: "ask the service provider for a new one"})
 		}
 		s.Token.Certificates = append(s.Token.Certificates, x)
@@ -83,7 +93,7 @@ func (r *Router) Status(ctx context.Context) (*control.Status, error) {
 		s.Policy = control.PolicyStatus{
 			Installed: true, Issuer: r.doc.Issuer, Serial: r.doc.Serial, NotBefore: r.doc.NotBefore, NotAfter: r.doc.NotAfter, InstalledAt: r.policyAt,
 		}
-		if r.doc.NotAfter.Sub(now) < warnPolicy && r.doc.NotAfter.Sub(r.doc.NotBefore) > 2*warnPolicy {
+		if r.policyEndsSoon(r.doc, now) {
 			s.Warnings = append(s.Warnings, control.Warning{Code: "policy-expires-soon", Title: "The policy expires soon", Text: "valid until " + r.doc.NotAfter.UTC().Format(time.RFC3339) + "; after that all connections are down", Hint: "ask the service provider for a new policy file"})
 		}
 	} else if r.policyErr != nil {
@@ -94,6 +104,8 @@ func (r *Router) Status(ctx context.Context) (*control.Status, error) {
 	if q, _ := clockQuality(); q == audit.ClockUnsynced {
 		s.Warnings = append(s.Warnings, control.Warning{Code: "clock-unsynchronised", Title: "The clock is not synchronised", Text: "records and certificates need the right time", Hint: "switch on time synchronisation (NTP) on this machine"})
 	}
+	centre, warnings := r.centre.status(ctx)
+	s.Centre, s.Warnings = centre, append(s.Warnings, warnings...)
 	s.Refused = r.refusedStatus()
 	s.Events = r.events.latest(10)
 	return s, nil

@@ -114,5 +114,8 @@ func (r *Router) tokenEvents(ctx context.Context) {
 			r.loadPolicy() // perhaps it only lacked the device certificate
 		}
 		r.setPeers()
+		if ev.Kind == pkichip.EventInserted {
+			r.centre.wake()
+		}
 	}
 }

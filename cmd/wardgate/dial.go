@@ -22,6 +22,7 @@ type daemon interface {
 	PolicyInstall(ctx context.Context, jws []byte) (*control.PolicyReport, error)
 	AuditTail(ctx context.Context, n int) ([]control.AuditRecord, error)
 	Counters(ctx context.Context) (*control.Counters, error)
+	Join(ctx context.Context, req control.JoinRequest, step func(control.JoinStep)) error
 }
 
 // dial returns the daemon at a socket.

@@ -70,6 +70,7 @@ func (c *cli) rootCommand() *cobra.Command {
 	flags.StringVar(&c.socket, "socket", "", "control socket of wardgated, a `path` (default $"+socketVariable+", else "+control.DefaultSocket+")")
 
 	root.AddCommand(
+		c.joinCommand(),
 		c.statusCommand(),
 		c.connectionsCommand(),
 		c.upCommand(),

@@ -59,10 +59,14 @@ func printStatus(p *printer, s *control.Status, now time.Time) {
 	}
 
 	p.line("")
-	p.table("", [][]string{
+	rows := [][]string{
 		{p.style(bold, "Policy"), policyWords(&s.Policy, now)},
 		{p.style(bold, "Token "), tokenWords(p, &s.Token)},
-	})
+	}
+	if s.Centre != nil {
+		rows = append(rows, []string{p.style(bold, "Centre"), centreWords(s.Centre, now)})
+	}
+	p.table("", rows)
 	printCertificates(p, s.Token.Certificates, now)
 
 	p.line("")
@@ -126,6 +130,22 @@ func policyWords(s *control.PolicyStatus, now time.Time) string {
 	out += until(now, s.NotAfter)
 	if !s.InstalledAt.IsZero() {
 		out += ", installed " + stamp(s.InstalledAt)
+	}
+	return out
+}
+
+func centreWords(s *control.CentreStatus, now time.Time) string {
+	if s.URL == "" {
+		return "not joined → wardgate join URL"
+	}
+	out := plain(s.URL)
+	if s.Heard.IsZero() {
+		out += ", not heard of since the start"
+	} else {
+		out += ", heard of " + clock(now, s.Heard)
+	}
+	if !s.Renewal.IsZero() {
+		out += ", next certificate " + until(now, s.Renewal)
 	}
 	return out
 }

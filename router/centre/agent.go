@@ -159,9 +159,9 @@ func (a *Agent) note(what, service string, err error) {
 	a.mu.Unlock()
 	switch {
 	case err != nil && was != code:
-		a.tell(Event{Code: EventFailed, Service: service, Text: err.Error(), Err: err})
+		a.tell(Event{Code: EventFailed, Activity: what, Service: service, Text: err.Error(), Err: err})
 	case err == nil && failing:
-		a.tell(Event{Code: EventRecovered, Service: service, Text: what})
+		a.tell(Event{Code: EventRecovered, Activity: what, Service: service, Text: what})
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"wardgate/internal/certs"
@@ -53,6 +54,8 @@ type client struct {
 	anchors *x509.CertPool
 	clock   Clock
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	heard atomic.Int64 // when the centre answered last, whatever it said; Unix time in nanoseconds, 0: never
 
 	mu   sync.Mutex // guards what follows
 	kept *session
@@ -280,6 +283,7 @@ func (c *client) do(ctx context.Context, by *session, method, path string, heade
 		return nil, c.failed(ctx, err)
 	}
 	defer resp.Body.Close()
+	c.heard.Store(c.clock.Now().UnixNano())
 	a, err := read(resp, limit, types, ok...)
 	if err != nil {
 		if _, known := errors.AsType[*Error](err); !known {

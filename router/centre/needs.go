@@ -130,9 +130,10 @@ const (
 
 // Event is something that happened.
 type Event struct {
-	Code    EventCode
-	Service string // empty: none in particular
-	Text    string // for people
-	Err     error  // *Error, or nil
-	Time    time.Time
+	Code     EventCode
+	Activity string // of EventFailed and EventRecovered: what failed and works again
+	Service  string // empty: none in particular
+	Text     string // for people
+	Err      error  // *Error, or nil
+	Time     time.Time
 }

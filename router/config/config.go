@@ -21,6 +21,7 @@ type Config struct {
 	Control Control
 	Token   Token
 	Policy  Policy
+	SP      SP
 	Network Network
 	Audit   Audit
 	Limits  Limits
@@ -56,6 +57,13 @@ type Policy struct {
 	File    string   // where the installed policy lies; default <state_dir>/policy.jws
 	Anchors []string // PEM files with the CA certificates that policy signers chain to; required
 	CRLs    []string // PEM or DER files with revocation lists for them; default none
+}
+
+// SP is the section [sp]: the service provider's centre. Without Anchors there is none, and policies
+// and certificates are brought by hand.
+type SP struct {
+	URL     string   // https://HOST[:PORT]; default "": what `wardgate join URL` said last
+	Anchors []string // PEM files with the CA certificates that the centre's TLS certificate chains to; default none
 }
 
 // Network is the section [network].

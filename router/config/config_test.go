@@ -102,6 +102,9 @@ func TestRefused(t *testing.T) {
 		{"label", "=[token]\nmodule='/x'\nlabel='" + strings.Repeat("l", 33) + "'\npin_env='P'\n[policy]\nanchors=['/a']\n", []string{"33 bytes"}},
 		{"credential", "=[token]\nmodule='/x'\nlabel='l'\npin_credential='/p'\n[policy]\nanchors=['/a']\n", []string{"name of a credential"}},
 		{"env", "=[token]\nmodule='/x'\nlabel='l'\npin_env='A=B'\n[policy]\nanchors=['/a']\n", []string{"environment variable"}},
+		{"centre without TLS", "[sp]\nurl = 'http://sp.example'\nanchors = ['/a']\n", []string{"test.toml:2: sp.url", "https://HOST"}},
+		{"centre with a path", "[sp]\nurl = 'https://sp.example/est'\nanchors = ['/a']\n", []string{"sp.url", "nothing else"}},
+		{"centre without anchors", "[sp]\nurl = 'https://sp.example'\n", []string{"sp.anchors: is missing"}},
 		{"too large", "=#" + strings.Repeat("x", maxSize), []string{"at most"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -147,7 +150,7 @@ func TestDocumentedExample(t *testing.T) {
 	// With all defaults written out. The two other PIN sources and the examples that are not
 	// defaults stay out.
 	shown := regexp.MustCompile(`(?m)^#([a-z_]+ = .*)$`).ReplaceAllStringFunc(text, func(line string) string {
-		for _, not := range []string{"#pin_", "#user", "#listen"} {
+		for _, not := range []string{"#pin_", "#user", "#listen", "#url"} {
 			if strings.HasPrefix(line, not) {
 				return line
 			}
@@ -157,6 +160,9 @@ func TestDocumentedExample(t *testing.T) {
 	cfg, err = Parse("docs/wardgated.toml", []byte(shown))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if cfg.SP.Anchors != nil && len(cfg.SP.Anchors) == 0 {
+		cfg.SP.Anchors = nil
 	}
 	if cfg.Policy.CRLs != nil && len(cfg.Policy.CRLs) == 0 {
 		cfg.Policy.CRLs = nil

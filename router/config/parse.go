@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -28,6 +29,7 @@ type file struct {
 	Control fileControl `toml:"control"`
 	Token   fileToken   `toml:"token"`
 	Policy  filePolicy  `toml:"policy"`
+	SP      fileSP      `toml:"sp"`
 	Network fileNetwork `toml:"network"`
 	Audit   fileAudit   `toml:"audit"`
 	Limits  fileLimits  `toml:"limits"`
@@ -59,6 +61,11 @@ type filePolicy struct {
 	File    *string  `toml:"file"`
 	Anchors []string `toml:"anchors"`
 	CRLs    []string `toml:"crls"`
+}
+
+type fileSP struct {
+	URL     *string  `toml:"url"`
+	Anchors []string `toml:"anchors"`
 }
 
 type fileNetwork struct {
@@ -296,6 +303,32 @@ func (c *checker) duration(key string, v *string, def, lo, hi time.Duration) tim
 
 func (c *checker) flag(v *bool) bool { return v != nil && *v }
 
+// sp checks the section of the service provider's centre.
+func (c *checker) sp(f *fileSP, sp *SP) {
+	sp.URL = c.text("sp.url", f.URL, "")
+	if f.URL != nil && sp.URL != "" {
+		if err := CheckURL(sp.URL); err != nil {
+			c.bad("sp.url", "%v", err)
+		}
+	}
+	sp.Anchors = c.paths("sp.anchors", f.Anchors)
+	if sp.URL != "" && len(sp.Anchors) == 0 {
+		c.bad("sp.anchors", "is missing: expected at least one PEM file with the CA certificate that the centre's TLS certificate chains to")
+	}
+}
+
+// CheckURL says what is wrong with the address of a centre.
+func CheckURL(s string) error {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || len(s) > 512:
+		return fmt.Errorf("%.80q is no URL: expected https://HOST or https://HOST:PORT", s)
+	case u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+		return fmt.Errorf("%.80q: expected https://HOST or https://HOST:PORT and nothing else", s)
+	}
+	return nil
+}
+
 // check fills in the defaults and collects what is wrong.
 func (c *checker) check(f *file) *Config {
 	var cfg Config
@@ -321,6 +354,8 @@ func (c *checker) check(f *file) *Config {
 		c.bad("policy.anchors", "is missing: expected at least one PEM file with the CA certificate that signers of policies chain to")
 	}
 	p.CRLs = c.paths("policy.crls", f.Policy.CRLs)
+
+	c.sp(&f.SP, &cfg.SP)
 
 	c.network(&f.Network, &cfg.Network)
 

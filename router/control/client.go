@@ -50,18 +50,14 @@ func NewClient(socket string) *Client {
 // call makes one request; body may be nil.
 func call[T any](ctx context.Context, c *Client, method, path string, body []byte) (T, error) {
 	var out T
-	req, err := http.NewRequestWithContext(ctx, method, "http://wardgate"+path, bytes.NewReader(body))
+	resp, err := c.send(ctx, method, path, body)
 	if err != nil {
-		return out, fmt.Errorf("control: %w", err)
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/octet-stream")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return out, c.unreachable(ctx, err)
+		return out, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return out, answered(resp)
+	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return out, fmt.Errorf("%w: reading the answer: %w", ErrUnreachable, err)
@@ -69,18 +65,40 @@ func call[T any](ctx context.Context, c *Client, method, path string, body []byt
 	if len(data) > maxAnswer {
 		return out, fmt.Errorf("control: the answer has more than %d bytes", maxAnswer)
 	}
-	if resp.StatusCode != http.StatusOK {
-		var e errorBody
-		if json.Unmarshal(data, &e) != nil || e.Error == nil {
-			return out, fmt.Errorf("control: the daemon answered %s without saying why", resp.Status)
-		}
-		return out, e.Error
-	}
 	// Not strict: a newer daemon may say more than this client knows.
 	if err := json.Unmarshal(data, &out); err != nil {
 		return out, fmt.Errorf("control: the daemon's answer is not what was expected: %w", err)
 	}
 	return out, nil
+}
+
+// send makes a request.
+func (c *Client) send(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://wardgate"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/octet-stream")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.unreachable(ctx, err)
+	}
+	return resp, nil
+}
+
+// answered is the error of an answer that is not 200.
+func answered(resp *http.Response) error {
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxQuestion))
+	if err != nil {
+		return fmt.Errorf("%w: reading the answer: %w", ErrUnreachable, err)
+	}
+	var e errorBody
+	if json.Unmarshal(data, &e) != nil || e.Error == nil {
+		return fmt.Errorf("control: the daemon answered %s without saying why", resp.Status)
+	}
+	return e.Error
 }
 
 // unreachable says why nobody answers.

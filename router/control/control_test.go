@@ -25,7 +25,10 @@ import (
 	"wardgate/router/control/controltest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// net/http waits half a second before it closes a connection whose request it did not read whole.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait"))
+}
 
 // serve starts a server at a fresh socket and returns its path.
 func serve(t *testing.T, b control.Backend) string {

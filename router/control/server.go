@@ -171,21 +171,22 @@ type route struct {
 	method, path string
 	limit        int64 // largest body, bytes
 	do           func(ctx context.Context, b Backend, r *http.Request, body []byte) (any, error)
+	stream       func(s *Server, w http.ResponseWriter, r *http.Request) // instead of do: answers by itself, as it goes on
 }
 
 var routes = []route{
-	{http.MethodGet, "/v1/health", 0, func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+	{method: http.MethodGet, path: "/v1/health", limit: 0, do: func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
 		return struct {
 			OK bool `json:"ok"`
 		}{true}, b.Health(ctx)
 	}},
-	{http.MethodGet, "/v1/status", 0, func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+	{method: http.MethodGet, path: "/v1/status", limit: 0, do: func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
 		return b.Status(ctx)
 	}},
-	{http.MethodGet, "/v1/connections", 0, func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+	{method: http.MethodGet, path: "/v1/connections", limit: 0, do: func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
 		return list(b.Connections(ctx))
 	}},
-	{http.MethodPost, "/v1/connections/{name}/up", 0, func(ctx context.Context, b Backend, r *http.Request, _ []byte) (any, error) {
+	{method: http.MethodPost, path: "/v1/connections/{name}/up", limit: 0, do: func(ctx context.Context, b Backend, r *http.Request, _ []byte) (any, error) {
 		name, err := connectionName(r)
 		if err != nil {
 			return nil, err
@@ -198,43 +199,44 @@ var routes = []route{
 		defer cancel()
 		return b.Up(ctx, name)
 	}},
-	{http.MethodPost, "/v1/connections/{name}/down", 0, func(ctx context.Context, b Backend, r *http.Request, _ []byte) (any, error) {
+	{method: http.MethodPost, path: "/v1/connections/{name}/down", limit: 0, do: func(ctx context.Context, b Backend, r *http.Request, _ []byte) (any, error) {
 		name, err := connectionName(r)
 		if err != nil {
 			return nil, err
 		}
 		return b.Down(ctx, name)
 	}},
-	{http.MethodPost, "/v1/explain", maxQuestion, func(ctx context.Context, b Backend, _ *http.Request, body []byte) (any, error) {
+	{method: http.MethodPost, path: "/v1/explain", limit: maxQuestion, do: func(ctx context.Context, b Backend, _ *http.Request, body []byte) (any, error) {
 		flow, err := decodeFlow(body)
 		if err != nil {
 			return nil, err
 		}
 		return b.Explain(ctx, flow)
 	}},
-	{http.MethodPost, "/v1/policy/check", maxPolicy, func(ctx context.Context, b Backend, _ *http.Request, body []byte) (any, error) {
+	{method: http.MethodPost, path: "/v1/policy/check", limit: maxPolicy, do: func(ctx context.Context, b Backend, _ *http.Request, body []byte) (any, error) {
 		if err := notEmpty(body); err != nil {
 			return nil, err
 		}
 		return b.PolicyCheck(ctx, body)
 	}},
-	{http.MethodPost, "/v1/policy/install", maxPolicy, func(ctx context.Context, b Backend, _ *http.Request, body []byte) (any, error) {
+	{method: http.MethodPost, path: "/v1/policy/install", limit: maxPolicy, do: func(ctx context.Context, b Backend, _ *http.Request, body []byte) (any, error) {
 		if err := notEmpty(body); err != nil {
 			return nil, err
 		}
 		return b.PolicyInstall(ctx, body)
 	}},
-	{http.MethodGet, "/v1/audit", 0, func(ctx context.Context, b Backend, r *http.Request, _ []byte) (any, error) {
+	{method: http.MethodGet, path: "/v1/audit", limit: 0, do: func(ctx context.Context, b Backend, r *http.Request, _ []byte) (any, error) {
 		n, err := count(r)
 		if err != nil {
 			return nil, err
 		}
 		return list(b.AuditTail(ctx, n))
 	}},
-	{http.MethodGet, "/v1/counters", 0, func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+	{method: http.MethodGet, path: "/v1/counters", limit: 0, do: func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
 		return b.Counters(ctx)
 	}},
-	{http.MethodPost, "/v1/reload", 0, func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+	{method: http.MethodPost, path: "/v1/join", limit: maxQuestion, stream: (*Server).join},
+	{method: http.MethodPost, path: "/v1/reload", limit: 0, do: func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
 		return struct {
 			OK bool `json:"ok"`
 		}{true}, b.Reload(ctx)
@@ -252,7 +254,13 @@ func list[T any](v []T, err error) (any, error) {
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	for _, rt := range routes {
-		mux.HandleFunc(rt.method+" "+rt.path, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, &rt) })
+		mux.HandleFunc(rt.method+" "+rt.path, func(w http.ResponseWriter, r *http.Request) {
+			if rt.stream != nil {
+				rt.stream(s, w, r)
+				return
+			}
+			s.serve(w, r, &rt)
+		})
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, _ := r.Context().Value(peerKey{}).(*peer)

@@ -25,6 +25,9 @@ type Backend interface {
 	PolicyInstall(ctx context.Context, jws []byte) (*PolicyReport, error)
 	// AuditTail returns the last n records, oldest first.
 	AuditTail(ctx context.Context, n int) ([]AuditRecord, error)
+	// Join takes the router to certificates and a policy of the service provider's centre, tells each
+	// step, and waits for the first connection. It can be repeated at any time.
+	Join(ctx context.Context, req JoinRequest, step func(JoinStep)) error
 	Counters(ctx context.Context) (*Counters, error)
 	// Reload does what SIGHUP does: reads policy file, CRLs and token again.
 	Reload(ctx context.Context) error
@@ -34,15 +37,17 @@ type Backend interface {
 
 // Status is the state of the whole router.
 type Status struct {
-	Facility    string       `json:"facility,omitempty"` // facility's name where the policy gives one
-	DeviceID    string       `json:"device_id"`
-	Version     string       `json:"version"`
-	Now         time.Time    `json:"now"`
-	Started     time.Time    `json:"started"`
-	Policy      PolicyStatus `json:"policy"`
-	Token       TokenStatus  `json:"token"`
-	Connections []Connection `json:"connections"`
-	Traffic     Traffic      `json:"traffic"`
+	Facility string       `json:"facility,omitempty"` // facility's name where the policy gives one
+	DeviceID string       `json:"device_id"`
+	Version  string       `json:"version"`
+	Now      time.Time    `json:"now"`
+	Started  time.Time    `json:"started"`
+	Policy   PolicyStatus `json:"policy"`
+	Token    TokenStatus  `json:"token"`
+	// Centre is how the router stands with the service provider's centre; nil: none is configured.
+	Centre      *CentreStatus `json:"centre,omitempty"`
+	Connections []Connection  `json:"connections"`
+	Traffic     Traffic       `json:"traffic"`
 	// Refused counts refusals by reason, whole daemon: policy decisions and kernel rules.
 	Refused []Refused `json:"refused,omitempty"`
 	// Events are the latest noteworthy events, newest first.
@@ -69,6 +74,39 @@ type PolicyStatus struct {
 	// Error says why there is no valid policy.
 	Error *Error `json:"error,omitempty"`
 }
+
+// CentreStatus is how the router stands with the service provider's centre.
+type CentreStatus struct {
+	URL     string    `json:"url,omitempty"`    // empty: not joined yet
+	Heard   time.Time `json:"heard,omitzero"`   // its last answer
+	Renewal time.Time `json:"renewal,omitzero"` // when the next service certificate is renewed
+}
+
+// JoinRequest asks the router to join the service provider's centre.
+type JoinRequest struct {
+	URL  string `json:"url,omitempty"`  // https://HOST[:PORT]; empty: the configured one, or the last
+	Wait string `json:"wait,omitempty"` // duration, at most 5m: how long to wait for the first connection; empty: 0s
+}
+
+// JoinStep is one step of joining.
+type JoinStep struct {
+	Name    string `json:"name"` // stable: one of the Step… constants
+	Service string `json:"service,omitempty"`
+	Text    string `json:"text,omitempty"`
+	Error   *Error `json:"error,omitempty"` // nil: it worked
+}
+
+// Steps of joining, in the order in which they are done.
+const (
+	StepDevice     = "device-certificate"
+	StepReach      = "reachability"
+	StepClock      = "clock"
+	StepPolicy     = "policy"
+	StepServiceKey = "service-key" // of a service that has none yet
+	StepEnrolment  = "enrolment"   // of each service
+	StepReport     = "report"      // the centre is told
+	StepConnection = "connection"  // the first one is up; an error here does not make joining fail
+)
 
 // Token states.
 const (

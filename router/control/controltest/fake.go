@@ -3,6 +3,7 @@ package controltest
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"sync"
 	"time"
@@ -62,6 +63,7 @@ func Hospital() *control.Status {
 				{Layer: 2, Service: "group-b", Subject: "CN=a.group-b.example", Issuer: "CN=Group B CA", NotBefore: Now.Add(-time.Hour), NotAfter: Now.Add(-time.Minute), Error: "expired"},
 			},
 		},
+		Centre:      &control.CentreStatus{URL: "https://sp.example:8443", Heard: Now.Add(-20 * time.Second), Renewal: Now.Add(3 * 24 * time.Hour)},
 		Connections: []control.Connection{Up(), Failed()},
 		Traffic:     control.Traffic{PacketsIn: 1200, BytesIn: 160 << 20, PacketsOut: 800, BytesOut: 52100},
 		Refused: []control.Refused{
@@ -229,3 +231,37 @@ func (f *Fake) Reload(ctx context.Context) error { return f.did(ctx, "reload") }
 
 // Health implements control.Backend.
 func (f *Fake) Health(ctx context.Context) error { return f.did(ctx, "health") }
+
+// Steps are how a router joins whose partner has not joined yet.
+func Steps() []control.JoinStep {
+	return []control.JoinStep{
+		{Name: control.StepDevice, Text: "a.devices.example, valid until 2036-11-20T09:30:00Z"},
+		{Name: control.StepReach, Text: "sp.example:8443"},
+		{Name: control.StepClock, Text: "2026-11-20T09:30:00Z"},
+		{Name: control.StepPolicy, Text: "serial 8, 1 services"},
+		{Name: control.StepServiceKey, Service: "group-a", Text: "made on the token"},
+		{Name: control.StepEnrolment, Service: "group-a", Text: "renewed from 2026-11-25T09:30:00Z"},
+		{Name: control.StepReport},
+		{Name: control.StepConnection, Error: &control.Error{
+			Kind: control.KindTimeout, Code: "peer-silent", Title: "The partner does not answer", Detail: "b.devices.example at 203.0.113.2",
+			Hint: "the partner may not have joined yet",
+		}},
+	}
+}
+
+// Join implements control.Backend. With Err it fails at the second step.
+func (f *Fake) Join(ctx context.Context, req control.JoinRequest, step func(control.JoinStep)) error {
+	err := f.did(ctx, "join "+req.URL+" "+req.Wait)
+	if req.URL == "refused at once" {
+		return err
+	}
+	steps := Steps()
+	if e, ok := errors.AsType[*control.Error](err); ok {
+		steps = steps[:2]
+		steps[1] = control.JoinStep{Name: control.StepReach, Error: e}
+	}
+	for _, s := range steps {
+		step(s)
+	}
+	return err
+}
