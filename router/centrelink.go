@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -230,8 +231,7 @@ func (l *centreLink) event(e centre.Event) {
 	}
 	r.log.Info("centre", zap.String("event", string(e.Code)), zap.String("service", e.Service), zap.String("text", e.Text))
 	r.record(audit.Record{Event: kind, What: what, Result: result, Detail: detail})
-	switch e.Code {
-	case centre.EventEnrolled, centre.EventRenewed, centre.EventRemoved, centre.EventTidied:
+	if slices.Contains([]centre.EventCode{centre.EventEnrolled, centre.EventRenewed, centre.EventRemoved, centre.EventTidied}, e.Code) {
 		r.refreshCredentials(context.Background())
 		r.setPeers()
 	}
@@ -287,6 +287,10 @@ func (l *centreLink) status(ctx context.Context) (*control.CentreStatus, []contr
 	s := &control.CentreStatus{URL: l.url}
 	var warnings []control.Warning
 	for _, t := range l.trouble {
+		// Polls and reports fail together.
+		if i := slices.IndexFunc(warnings, func(w control.Warning) bool { return w.Code == t.err.Code && w.Hint == t.err.Hint }); i >= 0 {
+			continue
+		}
 		warnings = append(warnings, control.Warning{Code: t.err.Code, Title: t.err.Title, Text: t.err.Detail + " (since " + t.at.UTC().Format(time.RFC3339) + ")", Hint: t.err.Hint})
 	}
 	l.mu.Unlock()

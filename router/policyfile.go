@@ -226,10 +226,14 @@ func (r *Router) loadPolicy() {
 	defer r.installMu.Unlock()
 	jws, err := os.ReadFile(r.store.file)
 	if errors.Is(err, fs.ErrNotExist) {
-		r.setPolicyError(&control.Error{
+		e := &control.Error{
 			Kind: control.KindUnavailable, Code: "no-policy", Title: "No policy is installed",
 			Hint: "install the file that the service provider signed for this device: wardgate policy install FILE",
-		})
+		}
+		if r.centre != nil {
+			e.Hint = "it comes from the service provider's centre: wardgate join URL"
+		}
+		r.setPolicyError(e)
 		r.lockdown()
 		return
 	}

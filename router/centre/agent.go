@@ -19,6 +19,7 @@ import (
 // How often what is done. Waits are short enough to notice a clock that was set.
 const (
 	pollWait          = 50 * time.Second // what is asked for; below what boxes on the way cut off
+	joinWait          = 10 * time.Second // for the first policy, while somebody watches
 	pollPause         = 2 * time.Second  // at least between polls, when the centre does not wait
 	lookEvery         = 15 * time.Minute // services, also when nothing says so
 	firstBackoff      = 2 * time.Second
@@ -310,7 +311,11 @@ func (a *Agent) Join(ctx context.Context, progress func(Step)) error {
 	_ = conn.Close()
 	_ = step(StepReach, "", a.client.host, nil)
 
-	if _, err = a.Poll(ctx, 0); err != nil {
+	_, err = a.Poll(ctx, 0)
+	if errors.Is(err, NoPolicy) { // it may be made just now
+		_, err = a.Poll(ctx, joinWait)
+	}
+	if err != nil {
 		if clock := a.clockError(); clock != nil {
 			_ = step(StepClock, "", "", clock)
 		}
