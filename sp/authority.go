@@ -33,6 +33,7 @@ import (
 // authorities are the services' CAs and keys, as they lie in the folder [services] dir.
 type authorities struct {
 	cfg      *Config
+	token    *keyToken
 	recorder issue.Recorder
 	rand     io.Reader
 
@@ -52,8 +53,8 @@ type authority struct {
 	psk     policy.Secret
 }
 
-func newAuthorities(cfg *Config, r issue.Recorder, rand io.Reader) *authorities {
-	return &authorities{cfg: cfg, recorder: r, rand: rand, services: map[string]*authority{}}
+func newAuthorities(cfg *Config, token *keyToken, r issue.Recorder, rand io.Reader) *authorities {
+	return &authorities{cfg: cfg, token: token, recorder: r, rand: rand, services: map[string]*authority{}}
 }
 
 // generations lists the numbers of a service's CAs, the highest first.
@@ -162,20 +163,20 @@ func (a *authorities) one(s *registry.Service, was *authority, now time.Time) (*
 	if err != nil || len(numbers) == 0 {
 		return nil, err
 	}
-	of := fmt.Sprint(s.Domain, numbers)
+	of := fmt.Sprint(s.Domain, numbers, rootLists(dir, numbers))
 	if was != nil && was.of == of {
 		return was, nil
 	}
 	var cas []*issue.CA
 	for i, n := range numbers {
-		ca, err := issue.OpenCA(filepath.Join(dir, strconv.Itoa(n)), nil, now)
+		ca, err := issue.OpenCA(filepath.Join(dir, strconv.Itoa(n)), a.token.caKey, now)
 		switch {
-		case err == nil:
+		case err == nil && len(cas) < issue.MaxGenerations:
 			cas = append(cas, ca)
-		case i == 0:
-			return nil, err
-		default:
+		case i > 0 && (err == nil || errors.Is(err, issue.ErrCAEnded)):
 			// An older one that has ended is not needed any more: its certificates have ended, too.
+		default:
+			return nil, err
 		}
 	}
 	cfg := issue.Config{
@@ -194,6 +195,17 @@ func (a *authorities) one(s *registry.Service, was *authority, now time.Time) (*
 
 // minPSK is what docs/policy.md asks of a pre-shared key, in octets.
 const minPSK = 32
+
+// rootLists tells the lists that were brought along for roots that are elsewhere: a new one is taken up.
+func rootLists(dir string, numbers []int) string {
+	var b strings.Builder
+	for _, n := range numbers {
+		if st, err := os.Stat(filepath.Join(dir, strconv.Itoa(n), "root.crl")); err == nil {
+			fmt.Fprintf(&b, " %d:%d:%d", n, st.Size(), st.ModTime().UnixNano())
+		}
+	}
+	return b.String()
+}
 
 func loadPSK(path string) (*authority, error) {
 	st, err := os.Stat(path)

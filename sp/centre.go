@@ -35,9 +35,10 @@ type Centre struct {
 	now  func() time.Time
 	rand io.Reader
 
-	st   *store.Store
-	auth *authorities
-	name string // of this instance, in leases
+	st    *store.Store
+	token *keyToken
+	auth  *authorities
+	name  string // of this instance, in leases
 }
 
 // Open opens the database and reads the services' CAs. Close it.
@@ -65,12 +66,13 @@ func Open(ctx context.Context, o Options) (*Centre, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.auth = newAuthorities(c.cfg, &recorder{st: c.st, overlap: time.Duration(c.cfg.Services.Overlap), now: c.now}, c.rand)
+	c.token = newKeyToken(c.cfg.Token, c.log)
+	c.auth = newAuthorities(c.cfg, c.token, &recorder{st: c.st, overlap: time.Duration(c.cfg.Services.Overlap), now: c.now}, c.rand)
 	return c, nil
 }
 
-// Close closes the database.
-func (c *Centre) Close() error { return c.st.Close() }
+// Close closes the database, and ends the chip process where there is one.
+func (c *Centre) Close() error { return errors.Join(c.st.Close(), c.token.close()) }
 
 // Store returns the database, to look things up.
 func (c *Centre) Store() *store.Store { return c.st }

@@ -39,6 +39,7 @@ func (d *Duration) UnmarshalText(text []byte) error {
 type Config struct {
 	Issuer   string   `toml:"issuer"` // who makes the policies: a host name
 	Database Database `toml:"database"`
+	Token    Token    `toml:"token"`
 	Server   Server   `toml:"server"`
 	Devices  Devices  `toml:"devices"`
 	Services Services `toml:"services"`
@@ -58,7 +59,7 @@ type Database struct {
 type Server struct {
 	Listen      string `toml:"listen"`      // devices: TLS 1.3; default ":8443"
 	Certificate string `toml:"certificate"` // PEM: the server's and those between it and the root
-	Key         string `toml:"key"`         // PKCS #8 PEM, readable by its owner only
+	Key         string `toml:"key"`         // PKCS #8 PEM, readable by its owner only; or pkcs11:…
 	Status      string `toml:"status"`      // revocation lists and OCSP, plain HTTP; empty: not served
 	StatusURL   string `toml:"status_url"`  // how others reach it, for the certificates; empty: not in them
 }
@@ -76,12 +77,16 @@ type Services struct {
 	Dir     string   `toml:"dir"`     // DIR/SERVICE/NUMBER: the service's CAs, the highest number issues; DIR/SERVICE/psk
 	Life    Duration `toml:"life"`    // of certificates; default 168h
 	Overlap Duration `toml:"overlap"` // how long a certificate stays good beside its successor; default 1h
-	Plain   []string `toml:"plain"`   // services that enrol clients without proof of the device key (curl, strongSwan)
+	// PublishBefore is how long the anchors of a service's next CA are in the policies before it issues.
+	// Default: the life of a policy.
+	PublishBefore Duration `toml:"publish_before"`
+
+	Plain []string `toml:"plain"` // services that enrol clients without proof of the device key (curl, strongSwan)
 }
 
 // Policy is the section [policy].
 type Policy struct {
-	Key         string   `toml:"key"`         // the signer's, PKCS #8 PEM, readable by its owner only
+	Key         string   `toml:"key"`         // the signer's, PKCS #8 PEM, readable by its owner only; or pkcs11:…
 	Certificate string   `toml:"certificate"` // PEM: the signer's and those between it and the anchor
 	Life        Duration `toml:"life"`        // how long a policy is good without the centre; default 72h
 }
@@ -114,8 +119,12 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 		Policy:   Policy{Life: Duration(72 * time.Hour)},
 		Limits:   Limits{Waiting: 100_000, Wait: Duration(5 * time.Minute)},
 	}
+	c.Services.PublishBefore, c.Token.Chip = -1, DefaultChip
 	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(c); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, explainTOML(name, err))
+	}
+	if c.Services.PublishBefore == -1 {
+		c.Services.PublishBefore = c.Policy.Life
 	}
 	c.resolve(filepath.Dir(name))
 	if err := c.check(name); err != nil {
@@ -144,11 +153,11 @@ func explainTOML(name string, err error) error {
 // resolve makes relative names of files relative to the configuration's folder.
 func (c *Config) resolve(dir string) {
 	one := func(s *string) {
-		if *s != "" && !filepath.IsAbs(*s) {
+		if *s != "" && !filepath.IsAbs(*s) && !isReference(*s) {
 			*s = filepath.Join(dir, *s)
 		}
 	}
-	for _, s := range []*string{&c.Server.Certificate, &c.Server.Key, &c.Services.Dir, &c.Policy.Key, &c.Policy.Certificate, &c.Operators.Socket} {
+	for _, s := range []*string{&c.Server.Certificate, &c.Server.Key, &c.Services.Dir, &c.Policy.Key, &c.Policy.Certificate, &c.Operators.Socket, &c.Token.Module, &c.Token.PINFile, &c.Token.Chip} {
 		one(s)
 	}
 	for _, list := range append([][]string{c.Devices.Anchors, c.Devices.Intermediates, c.Devices.CRLs}, c.Operators.files()...) {
@@ -192,6 +201,7 @@ func (c *Config) check(name string) error {
 		{"database.poll", c.Database.Poll, 10 * time.Millisecond, time.Minute},
 		{"services.life", c.Services.Life, issue.MinLife, issue.MaxLife},
 		{"services.overlap", c.Services.Overlap, 0, issue.MaxLife},
+		{"services.publish_before", c.Services.PublishBefore, 0, issue.MaxLife},
 		{"policy.life", c.Policy.Life, time.Hour, 90 * 24 * time.Hour},
 		{"limits.wait", c.Limits.Wait, time.Second, time.Hour},
 	} {
@@ -205,6 +215,7 @@ func (c *Config) check(name string) error {
 	if c.Server.StatusURL != "" && !strings.HasPrefix(c.Server.StatusURL, "http://") {
 		fault("server.status_url", "http://HOST[:PORT]: what is served there is signed, and who asks may have no trusted channel yet", c.Server.StatusURL)
 	}
+	c.checkToken(fault)
 	if i := slices.IndexFunc(c.Services.Plain, func(s string) bool { return !issue.ValidName(s) }); i >= 0 {
 		fault("services.plain", "names of services", c.Services.Plain[i])
 	}

@@ -1,6 +1,7 @@
 package sp
 
 import (
+	"context"
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
@@ -11,21 +12,41 @@ import (
 	"wardgate/internal/certs"
 )
 
-// readSigner reads a private key that nobody but its owner can read, and the certificates that go
-// with it, leaf first.
-func readSigner(keyFile, certFile string) (crypto.Signer, []*x509.Certificate, error) {
-	key, err := readKey(keyFile)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", keyFile, err)
-	}
+// readSigner reads the certificates of a key, leaf first, and the key: from a file that nobody but its
+// owner can read, or it finds it on the token. A token that is away is no error here, but it is logged.
+func (c *Centre) readSigner(ctx context.Context, keyFile, certFile string) (crypto.Signer, []*x509.Certificate, error) {
 	chain, err := readCertificates(certFile)
 	if err != nil {
 		return nil, nil, err
+	}
+	if isReference(keyFile) {
+		key, err := c.keyOnToken(ctx, keyFile, chain[0].PublicKey)
+		return key, chain, err
+	}
+	key, err := readKey(keyFile)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", keyFile, err)
 	}
 	if !certs.SamePublicKey(chain[0].PublicKey, key.Public()) {
 		return nil, nil, fmt.Errorf("expected the key of %s, came another one in %s; the file's first certificate must be the key's", certFile, keyFile)
 	}
 	return key, chain, nil
+}
+
+// keyOnToken finds a key on the token, where the token is there.
+func (c *Centre) keyOnToken(ctx context.Context, line string, public crypto.PublicKey) (crypto.Signer, error) {
+	key, err := c.token.signer(line, public)
+	if err != nil {
+		return nil, err
+	}
+	away, err := key.check(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if away != nil {
+		c.log.Error("a key cannot be used yet; nothing that it signs can be made until the token is there", "error", away)
+	}
+	return key, nil
 }
 
 func readKey(path string) (crypto.Signer, error) {

@@ -62,11 +62,11 @@ func (c *Centre) Listen(ctx context.Context) (Listeners, error) {
 // under way, and closes the listeners.
 func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	defer func() { _ = l.close() }() // the servers have closed them already, but where one was not started
-	key, chain, err := readSigner(c.cfg.Policy.Key, c.cfg.Policy.Certificate)
+	key, chain, err := c.readSigner(ctx, c.cfg.Policy.Key, c.cfg.Policy.Certificate)
 	if err != nil {
 		return fmt.Errorf("policy signer: %w", err)
 	}
-	tlsKey, tlsChain, err := readSigner(c.cfg.Server.Key, c.cfg.Server.Certificate)
+	tlsKey, tlsChain, err := c.readSigner(ctx, c.cfg.Server.Key, c.cfg.Server.Certificate)
 	if err != nil {
 		return fmt.Errorf("server certificate: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"wardgate/internal/certs"
 	"wardgate/policy"
 	"wardgate/sp/compile"
+	"wardgate/sp/issue"
 	"wardgate/sp/registry"
 	"wardgate/sp/store"
 )
@@ -33,7 +34,10 @@ const (
 	backdate = 5 * time.Minute  // of policies, for devices whose clock is behind
 	tick     = time.Second      // how often the clock is looked at
 	maxRetry = 5 * time.Minute
-	step     = time.Minute // how often files are looked at
+	// awayRetry is how soon a policy is tried again whose signer's key could not be used. A token that is
+	// put back is told of by nobody.
+	awayRetry = 3 * time.Second
+	step      = time.Minute // how often files are looked at
 )
 
 // signer signs policies.
@@ -172,6 +176,9 @@ func (w *worker) make(ctx context.Context, claims []store.Claim) error {
 	}
 	trust, err := w.auth.forPolicies(ctx, now)
 	if err != nil {
+		for i := range claims {
+			w.giveBack(ctx, &claims[i], err)
+		}
 		return err
 	}
 	in := &compile.Input{Registry: reg, Trust: trust.Trust, Issuer: w.cfg.Issuer, Now: now}
@@ -193,9 +200,13 @@ func (w *worker) make(ctx context.Context, claims []store.Claim) error {
 
 	var good []store.Claim
 	var policies []store.Policy
+	var away error // the signer's key; then there is no sense in going on at once
 	for i := range claims {
-		if results[i].err != nil {
-			w.giveBack(ctx, &claims[i], results[i].err)
+		if err := results[i].err; err != nil {
+			if errors.Is(err, issue.ErrUnavailable) {
+				away = err
+			}
+			w.giveBack(ctx, &claims[i], err)
 			continue
 		}
 		good = append(good, claims[i])
@@ -204,11 +215,11 @@ func (w *worker) make(ctx context.Context, claims []store.Claim) error {
 		}
 	}
 	if len(good) == 0 {
-		return nil
+		return away
 	}
 	if _, err = w.st.PutPolicies(ctx, w.name, policies, good, w.now()); err == nil {
 		w.log.Info("policies", "made", len(policies), "looked at", len(good), "revision", rev)
-		return nil
+		return away
 	}
 	// One of them may be the reason: another instance was faster, or they are too large together.
 	for i := range claims {
@@ -223,13 +234,17 @@ func (w *worker) make(ctx context.Context, claims []store.Claim) error {
 			w.giveBack(ctx, &claims[i], err)
 		}
 	}
-	return nil
+	return away
 }
 
 // giveBack lets work be tried again, later each time.
 func (w *worker) giveBack(ctx context.Context, c *store.Claim, why error) {
 	wait := time.Duration(0)
-	if !errors.Is(why, store.ErrTooOld) { // another kind of work made a policy meanwhile: look again at once
+	switch {
+	case errors.Is(why, store.ErrTooOld): // another kind of work made a policy meanwhile: look again at once
+	case errors.Is(why, issue.ErrUnavailable): // told once for all of them, by whoever called
+		wait = awayRetry
+	default:
 		wait = min(time.Second<<min(c.Attempts, 16), maxRetry)
 		w.log.Error("no policy for a device", "device", c.Item, "attempts", c.Attempts, "error", why)
 	}
