@@ -42,7 +42,7 @@ func tokenCommand() *cobra.Command {
 	f.StringVar(&o.PINCredential, "pin-credential", "", "systemd credential with the PIN")
 	f.StringVar(&o.PINEnv, "pin-env", "", "environment variable with the PIN")
 	f.BoolVar(&o.ask, "ask-pin", false, "ask for the PIN (the way to use the last try)")
-	cmd.AddCommand(tokenInitCommand(o), tokenListCommand(o), tokenCSRCommand(o), tokenImportCommand(o), tokenCheckCommand(o), tokenDeleteCommand(o))
+	cmd.AddCommand(tokenInitCommand(o), tokenListCommand(o), tokenCSRCommand(o), tokenImportCommand(o), tokenCheckCommand(o), tokenDeleteCommand(o), tokenServiceCommand(o))
 	return cmd
 }
 
@@ -55,6 +55,7 @@ const (
 // tokenOptions are the flags; the capitalised ones can come from [token] of the configuration.
 type tokenOptions struct {
 	config string
+	socket string // of the daemon, when the configuration names it
 	ask    bool
 	tokenSettings
 }
@@ -73,7 +74,10 @@ type tokenSettings struct {
 // error only when it was asked for.
 func (o *tokenOptions) complete(cmd *cobra.Command) error {
 	var file struct {
-		Token tokenSettings `toml:"token"`
+		Token   tokenSettings `toml:"token"`
+		Control struct {
+			Socket string `toml:"socket"`
+		} `toml:"control"`
 	}
 	b, err := os.ReadFile(o.config)
 	switch {
@@ -94,6 +98,7 @@ func (o *tokenOptions) complete(cmd *cobra.Command) error {
 	def(&o.Label, t.Label)
 	def(&o.Chip, t.Chip)
 	def(&o.User, t.User)
+	o.socket = file.Control.Socket
 	if o.PINFile == "" && o.PINCredential == "" && o.PINEnv == "" && !o.ask {
 		o.PINFile, o.PINCredential, o.PINEnv = t.PINFile, t.PINCredential, t.PINEnv
 	}
@@ -167,6 +172,12 @@ func (o *tokenOptions) run(work func(ctx context.Context, c *cli, args []string)
 			return err
 		}
 		c := &cli{in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr(), now: time.Now, getenv: os.Getenv}
+		if f := cmd.Flags().Lookup("socket"); f != nil {
+			c.socket = f.Value.String()
+		}
+		if c.socket == "" && c.getenv(socketVariable) == "" {
+			c.socket = o.socket
+		}
 		if out, ok := c.out.(*os.File); ok {
 			c.terminal = term.IsTerminal(int(out.Fd()))
 		}
@@ -206,7 +217,8 @@ type tokenEntry struct {
 	// Fingerprint is the SHA-256 of the certificate's DER, as policy files name the device.
 	Fingerprint string `json:"fingerprint,omitempty"`
 	Chain       int    `json:"intermediates"`
-	State       string `json:"state"` // ok, waiting, no-key, expired, not-yet-valid, not-bound, no-device, does-not-sign
+	Bound       bool   `json:"bound"` // layer 2: to the device certificate in layer 1
+	State       string `json:"state"` // ok, waiting, no-key, expired, not-yet-valid, not-bound, no-device, does-not-sign, superseded, leftover
 	Trouble     string `json:"trouble,omitempty"`
 }
 
@@ -220,7 +232,11 @@ func entryOf(x pkichip.Credential, device *pkichip.Credential, now time.Time) to
 			e.State, e.Trouble = state, text
 		}
 	}
-	if x.Cert == nil {
+	switch {
+	case x.Cert == nil && x.Signer == nil:
+		trouble("leftover", "left over from a change that was cut short; the next one removes it")
+		return e
+	case x.Cert == nil:
 		trouble("waiting", "waits for its certificate")
 		return e
 	}
@@ -241,6 +257,8 @@ func entryOf(x pkichip.Credential, device *pkichip.Credential, now time.Time) to
 			trouble("no-device", "there is no device certificate that it could be bound to")
 		} else if err := certs.CheckRelated(c, device.Cert.Raw); err != nil {
 			trouble("not-bound", err.Error())
+		} else {
+			e.Bound = true
 		}
 	}
 	return e
@@ -264,9 +282,16 @@ func entries(ctx context.Context, chip *pkichip.Chip, now time.Time, each func(p
 			device = &all[i]
 		}
 	}
+	serving, err := chip.Credentials(ctx)
+	if err != nil {
+		return nil, err
+	}
 	out := []tokenEntry{}
 	for _, x := range all {
 		e := entryOf(x, device, now)
+		if x.Cert != nil && x.Signer != nil && !slices.ContainsFunc(serving, func(s pkichip.Credential) bool { return s.Cert.Equal(x.Cert) }) {
+			e.State, e.Trouble = "superseded", "a newer certificate serves; the next change removes this one"
+		}
 		if each != nil {
 			each(x, &e)
 		}
@@ -276,7 +301,7 @@ func entries(ctx context.Context, chip *pkichip.Chip, now time.Time, each func(p
 }
 
 func writeEntries(p *printer, list []tokenEntry) {
-	rows := [][]string{{"WHAT", "NAME", "KEY", "VALID UNTIL", "STATE"}}
+	rows := [][]string{{"WHAT", "NAME", "KEY", "VALID UNTIL", "BOUND", "STATE"}}
 	for i := range list {
 		e := &list[i]
 		until := ""
@@ -287,7 +312,14 @@ func writeEntries(p *printer, list []tokenEntry) {
 		if e.State != "ok" {
 			state = p.style(red, plain(e.Trouble))
 		}
-		rows = append(rows, []string{e.what(), plainAll(e.Names, ","), e.Key, until, state})
+		bound := ""
+		if e.Layer == int(pkichip.LayerService) && e.NotAfter != nil {
+			bound = "no"
+			if e.Bound {
+				bound = "yes"
+			}
+		}
+		rows = append(rows, []string{e.what(), plainAll(e.Names, ","), e.Key, until, bound, state})
 	}
 	p.table("", rows)
 }
@@ -467,7 +499,7 @@ func tokenCheckCommand(o *tokenOptions) *cobra.Command {
 			good, device := true, false
 			for i := range all {
 				e := &all[i]
-				good = good && (e.State == "ok" || e.State == "waiting")
+				good = good && slices.Contains([]string{"ok", "waiting", "superseded", "leftover"}, e.State)
 				device = device || e.Layer == 1 && e.State == "ok"
 			}
 			good = good && device
@@ -512,7 +544,10 @@ func trySigning(s crypto.Signer) error {
 
 func tokenDeleteCommand(o *tokenOptions) *cobra.Command {
 	var service string
-	cmd := &cobra.Command{Use: "delete", Args: exactly(), Short: "Remove a service's key and certificate from the token"}
+	cmd := &cobra.Command{
+		Use: "delete", Args: exactly(), Short: "Remove a service's key and certificate from the token, without asking",
+		Hidden: true, // the older spelling of `token service delete NAME --yes`
+	}
 	cmd.Flags().StringVar(&service, "service", "", "the service")
 	cmd.RunE = o.with(func(ctx context.Context, c *cli, chip *pkichip.Chip, _ []string) error {
 		if service == "" {
@@ -521,7 +556,11 @@ func tokenDeleteCommand(o *tokenOptions) *cobra.Command {
 		if err := chip.Delete(ctx, service); err != nil {
 			return err
 		}
-		return c.answer(map[string]any{"deleted": service}, func(p *printer) { p.line("Service %s is no longer on the token.", plain(service)) })
+		t := c.reload(ctx)
+		return c.answer(map[string]any{"deleted": service, "daemon": t.Daemon}, func(p *printer) {
+			p.line("Service %s is no longer on the token.", plain(service))
+			t.write(p)
+		})
 	})
 	return cmd
 }
