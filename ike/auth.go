@@ -82,7 +82,7 @@ func (sa *SA) sign(la *LocalAuth) {
 		msg, nonce, skp = h.initResp, h.ni, g.prot.keys.SKpr
 	}
 	idBody := la.ID.payload(!g.initiator).Body()
-	octets := suite.SignedOctets(g.prot.prf, skp, msg, nonce, idBody, nil)
+	octets := suite.SignedOctets(g.prot.prf, skp, msg, nonce, idBody, h.inter.octets())
 	h.job, h.verifying = sa.job(), false
 	if len(la.PSK) > 0 {
 		psk := suite.CopySecret(la.PSK)
@@ -179,7 +179,7 @@ func (sa *SA) verify(in *parsed, id *message.ID) *RefusedError {
 	if !g.initiator {
 		msg, nonce, skp = h.initReq, h.nr, g.prot.keys.SKpi
 	}
-	octets := suite.SignedOctets(g.prot.prf, skp, msg, nonce, id.Body(), nil)
+	octets := suite.SignedOctets(g.prot.prf, skp, msg, nonce, id.Body(), h.inter.octets())
 	method := uint8(in.auth.Method)
 
 	// Only candidates that expect this kind of proof can be convinced by it.

@@ -16,6 +16,10 @@ func (sa *SA) onAuthRequest(g *generation, in *parsed) {
 	if h == nil || sa.state != StateAuth {
 		return
 	}
+	if in.exchange == exchangeIntermediate && h.job == 0 && h.req == nil {
+		sa.onIntermediate(g, in)
+		return
+	}
 	if in.exchange != exchangeAuth {
 		if in.exchange == exchangeInformational && (in.has(notifyAuthFailed) || len(in.deletes) > 0) {
 			// The initiator does not accept us, or gives up.
@@ -31,6 +35,14 @@ func (sa *SA) onAuthRequest(g *generation, in *parsed) {
 		return // window of 1: the one before is under way
 	}
 	h.req = in
+	if n := len(h.inter.methods); n > 0 {
+		// RFC 9242, section 3.2: all of them are done before.
+		sa.refuseAuth(refused(CodeUnexpected, h.round, nil, "IKE_AUTH while %d of the additional key exchanges that were agreed on are missing, %s first", n, suite.KEName(h.inter.methods[0])))
+		return
+	}
+	if h.round == 0 {
+		h.inter.mid = in.id
+	}
 	if err := sa.takeRound(in); err != nil {
 		sa.refuseAuth(err)
 	}

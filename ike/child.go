@@ -79,6 +79,7 @@ type keying struct {
 	spiIn, spiOut     uint32
 	chosen            suite.Chosen
 	shared            suite.Secret // of a key exchange; empty: none
+	additional        []suite.Secret
 	ni, nr            []byte
 	initiator         bool // we began the exchange
 	queue             int  // ChildSA.Queue
@@ -89,7 +90,7 @@ type keying struct {
 
 // install derives the keys of a new CHILD SA and hands it to the owner.
 func (e *established) install(sa *SA, g *generation, cfg *ChildConfig, k keying) (*child, error) {
-	keys, err := suite.DeriveChildKeys(g.prot.prf, g.prot.keys.SKd, k.chosen, k.shared, k.ni, k.nr)
+	keys, err := suite.DeriveChildKeys(g.prot.prf, g.prot.keys.SKd, k.chosen, k.shared, k.ni, k.nr, k.additional...)
 	if err != nil {
 		return nil, fmt.Errorf("ike: keys of the CHILD SA: %w", err)
 	}

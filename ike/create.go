@@ -35,14 +35,24 @@ type newChild struct {
 
 	// rival is what the peer made to replace old while our request was under way.
 	rival *rival
+
+	// follow, k and answer are set once CREATE_CHILD_SA was answered and additional key exchanges
+	// come next.
+	follow *followup
+	k      keying
+	answer *parsed
 }
 
 // rival is the other half of a simultaneous rekey (RFC 7296, sections 2.8.1 and 2.8.2).
 type rival struct {
-	child  *child
-	gen    *generation
-	ni, nr []byte
+	child   *child
+	gen     *generation
+	pending *pending // what becomes one of them, when additional key exchanges come first
+	ni, nr  []byte
 }
+
+// waits tells whether the rival is not made yet, and may be.
+func (r *rival) waits(sa *SA) bool { return r.pending != nil && slices.Contains(sa.pending, r.pending) }
 
 // ourLoss tells whether the SA that we made is the redundant one: the one made with the lowest
 // of the four nonces is closed by who made it.
@@ -94,6 +104,10 @@ func (sa *SA) rekeyChild(c *child) {
 		}
 		return
 	}
+	if p := sa.replacing(c); p != nil {
+		c.rekeyAt = p.expires // the peer is at it
+		return
+	}
 	c.rekeying = &newChild{cfg: c.cfg, old: c, queue: c.queue}
 	sa.cur.enqueue(c.rekeying)
 }
@@ -103,8 +117,22 @@ func (t *newChild) build(sa *SA, _ *generation) (uint8, *outgoing, bool) {
 		t.retire(sa)
 		return 0, nil, false
 	}
+	if t.follow != nil {
+		out, err := t.follow.request(sa)
+		if err != nil {
+			t.retire(sa)
+			sa.fail(err)
+			return 0, nil, false
+		}
+		return exchangeFollowupKE, out, true
+	}
 	if o := t.old; o != nil && (o.deleting || o.successor != nil || !slices.Contains(sa.est.children, o)) {
 		t.retire(sa) // the peer was faster
+		return 0, nil, false
+	}
+	if p := sa.replacing(t.old); p != nil {
+		t.retire(sa)
+		t.old.rekeyAt = p.expires
 		return 0, nil, false
 	}
 	if t.more && !sa.lacks(t.cfg) {
@@ -174,6 +202,10 @@ func (t *newChild) retire(sa *SA) {
 		t.kex.Wipe()
 		t.kex = nil
 	}
+	if t.follow != nil {
+		t.follow.wipe()
+		t.k.shared.Wipe()
+	}
 	if t.id != 0 {
 		sa.host.freeESPSPI(t.spi, t.id)
 		t.id = 0
@@ -192,20 +224,84 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 		t.retire(sa)
 		return
 	}
+	if t.follow != nil {
+		t.followed(sa, g, in)
+		return
+	}
 	k := keying{id: t.id, spiIn: t.spi, ni: t.ni, nr: in.nonce, initiator: true, sendNow: true, queue: t.queue}
 	err := t.accept(sa, g, &k, in)
-	if err == nil && slices.Contains(t.stillborn, k.spiOut) {
+	if err == nil && k.chosen.HasAdditionalKE() {
+		if t.lost(sa, in.nonce) {
+			// RFC 9370, section 2.2.4: nothing was made yet, so nothing needs to be closed.
+			k.shared.Wipe()
+			t.retire(sa)
+			return
+		}
+		t.k, t.answer = k, in
+		if t.follow, err = newFollowup(k.chosen, in); err == nil {
+			t.outdo(sa)
+			g.queue = append([]task{t}, g.queue...)
+			return
+		}
+	}
+	if err != nil {
+		k.shared.Wipe()
+		t.broken(sa, err, !k.chosen.HasAdditionalKE())
+		return
+	}
+	t.finish(sa, g, k, in)
+}
+
+// followed takes the answer to an IKE_FOLLOWUP_KE request.
+func (t *newChild) followed(sa *SA, g *generation, in *parsed) {
+	last := t.follow.last()
+	done, err := t.follow.take(in)
+	switch {
+	case err != nil:
+		t.broken(sa, err, last)
+	case !done:
+		g.queue = append([]task{t}, g.queue...)
+	default:
+		t.k.additional = t.follow.shared
+		t.finish(sa, g, t.k, t.answer)
+	}
+}
+
+// lost tells whether the peer's rekey, which crossed ours, is the one that stays.
+func (t *newChild) lost(sa *SA, nr []byte) bool {
+	r := t.rival
+	if r == nil || !r.ourLoss(t.ni, nr) {
+		return false
+	}
+	// Where the answer came late, the peer may have closed the old one already, as the winner does.
+	return r.waits(sa) || !slices.Contains(sa.est.children, t.old) || slices.Contains(sa.est.children, r.child)
+}
+
+// outdo drops the peer's rekey that crossed ours and lost, where it still waits: the peer does not
+// go on with it.
+func (t *newChild) outdo(sa *SA) {
+	if r := t.rival; r != nil && r.waits(sa) {
+		sa.forget(r.pending)
+	}
+}
+
+// broken ends an exchange whose answer was no good; made: the peer believes that the CHILD SA
+// stands.
+func (t *newChild) broken(sa *SA, err *RefusedError, made bool) {
+	if made {
+		sa.cur.enqueue(&deleteTask{spis: []uint32{t.spi}})
+	}
+	t.retire(sa)
+	sa.refuse(err)
+	t.failed(sa, err)
+}
+
+// finish makes the CHILD SA; in is the answer to CREATE_CHILD_SA.
+func (t *newChild) finish(sa *SA, g *generation, k keying, in *parsed) {
+	if slices.Contains(t.stillborn, k.spiOut) {
 		k.shared.Wipe()
 		t.retire(sa)
 		t.failed(sa, fmt.Errorf("%w: %q was deleted by the peer before its answer came", ErrTerminated, t.cfg.Name))
-		return
-	}
-	if err != nil {
-		// The peer believes that the CHILD SA stands.
-		sa.cur.enqueue(&deleteTask{spis: []uint32{t.spi}})
-		t.retire(sa)
-		sa.refuse(err)
-		t.failed(sa, err)
 		return
 	}
 	defer k.shared.Wipe()
@@ -214,8 +310,10 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 	if old != nil && !slices.Contains(sa.est.children, old) {
 		old = nil // the peer closed it meanwhile
 	}
-	// Where the answer came late, the peer may have closed the old one already, as the winner does.
-	lost := t.rival != nil && t.rival.ourLoss(t.ni, in.nonce) && (old == nil || slices.Contains(sa.est.children, t.rival.child))
+	lost := t.lost(sa, in.nonce)
+	if !lost {
+		t.outdo(sa)
+	}
 	// Both ends asked at once, and the peer's was made meanwhile.
 	surplus := t.more && sa.est.standing(t.cfg.Name) >= t.cfg.Queues
 	if t.more && !surplus && slices.ContainsFunc(sa.est.children, func(c *child) bool { return c.queue == t.queue && c.stands(t.cfg.Name) }) {
@@ -225,8 +323,8 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 	k.sendNow = !lost && !surplus
 	id := t.id
 	t.id = 0 // belongs to the CHILD SA now
-	t.retire(sa)
 	c, ierr := sa.est.install(sa, g, t.cfg, k)
+	t.retire(sa)
 	switch {
 	case ierr != nil:
 		sa.host.freeESPSPI(t.spi, id)
@@ -240,7 +338,7 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 	case old == nil:
 		sa.grown(c, true)
 	default:
-		if r := t.rival; r != nil {
+		if r := t.rival; r != nil && r.child != nil {
 			// The peer will close its redundant one.
 			r.child.predec = nil
 			r.child.rekeyAt = time.Time{}
@@ -304,8 +402,8 @@ func (t *newChild) refused(sa *SA, g *generation, n *message.Notify) {
 			g.queue = append([]task{t}, g.queue...)
 			return
 		}
-	case notifyTemporaryFailure:
-		// RFC 7296, section 2.25: never at once.
+	case notifyTemporaryFailure, notifyStateNotFound:
+		// RFC 7296, section 2.25: never at once. RFC 9370, section 2.2.4: begin anew.
 		t.retire(sa)
 		after := sa.retryAfter()
 		if t.more {
@@ -515,6 +613,8 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 			return newOutgoing().add(message.NewSPINotify(notifyChildNotFound, message.ProtocolESP, spi))
 		case old.deleting || old.successor != nil:
 			return temporary // section 2.25.1
+		case old.rekeying != nil && old.rekeying.follow != nil:
+			return temporary // RFC 9370, section 2.2.4
 		}
 		req.only = old.cfg
 		k.replaces = old
@@ -524,8 +624,29 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 	if cfg == nil {
 		return out
 	}
+	if k.chosen.HasAdditionalKE() {
+		p := sa.await(&pending{gen: g, cfg: cfg, k: k}, k.chosen, out)
+		sa.crosses(g, &k, &rival{pending: p, ni: k.ni, nr: k.nr})
+		return out
+	}
 	defer k.shared.Wipe()
-	// As in IKE_AUTH: we receive before the peer can send, and send only afterwards.
+	if c := sa.installAnswered(g, in, out, cfg, k); c != nil {
+		sa.crosses(g, &k, &rival{child: c, ni: k.ni, nr: k.nr})
+	}
+	return nil
+}
+
+// crosses notes a rekey of the peer's with our own of the same CHILD SA, if that is under way:
+// who wins is known when our answer comes (RFC 7296, section 2.8.1).
+func (sa *SA) crosses(g *generation, k *keying, r *rival) {
+	if old := k.replaces; old != nil && old.rekeying != nil && g.req != nil && g.req.task == task(old.rekeying) {
+		old.rekeying.rival = r
+	}
+}
+
+// installAnswered makes a CHILD SA that the peer asked for, and sends the answer out to in. As in
+// IKE_AUTH we receive before the peer can send, and send only afterwards. nil: it was not made.
+func (sa *SA) installAnswered(g *generation, in *parsed, out *outgoing, cfg *ChildConfig, k keying) *child {
 	c, err := sa.est.install(sa, g, cfg, k)
 	if err != nil {
 		sa.fail(err)
@@ -535,17 +656,12 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 	if sa.state != StateEstablished {
 		return nil
 	}
-	if k.replaces == nil {
-		sa.est.useSoon(sa, c)
-		sa.grown(c, false)
-	}
 	if old := k.replaces; old != nil {
 		sa.est.replace(old, c)
 		old.dropAt = sa.now.Add(replacedFor)
-		if old.rekeying != nil && g.req != nil && g.req.task == task(old.rekeying) {
-			// Both rekey at once; who wins is known when our answer comes (section 2.8.1).
-			old.rekeying.rival = &rival{child: c, ni: k.ni, nr: k.nr}
-		}
+		return c
 	}
-	return nil
+	sa.est.useSoon(sa, c)
+	sa.grown(c, false)
+	return c
 }

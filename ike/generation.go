@@ -93,7 +93,7 @@ func (g *generation) launch(t task, exchange uint8, msgs [][]byte) {
 
 // pump starts the next task when none is under way.
 func (g *generation) pump() {
-	for g.req == nil && len(g.queue) > 0 && g.successor == nil && g.prot != nil && g.sa.est != nil && g.sa.state != StateClosed {
+	for g.req == nil && len(g.queue) > 0 && g.successor == nil && !g.rekeyed() && g.prot != nil && g.sa.est != nil && g.sa.state != StateClosed {
 		t := g.queue[0]
 		g.queue = g.queue[1:]
 		exchange, out, ok := t.build(g.sa, g)
@@ -172,6 +172,7 @@ func (g *generation) onRequest(ev evDatagram) {
 	// From here on the request is authentic and its ID is used up.
 	g.recvID++
 	g.respDone, g.resp = false, nil
+	g.prot.dropBefore()
 	sa.lastSeen = sa.now
 	sa.adoptPath(ev.path)
 	if sa.est != nil {
@@ -196,6 +197,10 @@ func (g *generation) onRequest(ev evDatagram) {
 		}
 	case exchangeInformational:
 		sa.onInformational(g, in)
+	case exchangeFollowupKE:
+		if out := sa.onFollowupKE(g, in); out != nil {
+			g.respond(in, out)
+		}
 	default:
 		// RFC 7296, section 2.21.3: an exchange that makes no sense now; say so and stay.
 		g.respond(in, newOutgoing().notify(notifyInvalidSyntax, nil))
@@ -230,6 +235,11 @@ func (g *generation) respond(in *parsed, out *outgoing) {
 		g.sa.fail(fmt.Errorf("ike: encoding a response: %w", err))
 		return
 	}
+	g.answer(in, msgs)
+}
+
+// answer sends the encoded answer to in and keeps it for repetitions.
+func (g *generation) answer(in *parsed, msgs [][]byte) {
 	g.resp, g.respFor, g.respDone = msgs, in.id, true
 	g.sa.send(g.sa.replyPath(in), msgs)
 }
@@ -307,6 +317,7 @@ func (sa *SA) unanswered(g *generation) {
 // dropGeneration forgets a generation that is not the current one.
 func (sa *SA) dropGeneration(g *generation) {
 	sa.gens = slices.DeleteFunc(sa.gens, func(o *generation) bool { return o == g })
+	sa.forgetAll(g)
 	sa.host.freeIKESPI(g.ourSPI())
 	if g.req != nil {
 		if x, ok := g.req.task.(retired); ok {

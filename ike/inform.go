@@ -95,6 +95,7 @@ func (sa *SA) terminate(r Reason) {
 		sa.close(r)
 		return
 	}
+	sa.forgetAll(nil)
 	if ng := sa.cur.successor; ng != nil {
 		// The peer made it; a Delete of the old one would only end the rekey.
 		sa.cur.successor = nil

@@ -45,6 +45,7 @@ type handshake struct {
 	peerHashes        []uint16 // SIGNATURE_HASH_ALGORITHMS
 	multipleAuth      bool     // the peer announced RFC 4739
 	initialContact    bool     // responder: the peer sent INITIAL_CONTACT
+	inter             intermediate
 
 	authState
 }
@@ -53,6 +54,7 @@ func (h *handshake) wipe() {
 	if h.kex != nil {
 		h.kex.Wipe()
 	}
+	h.inter.wipe()
 }
 
 // newInitiator makes the IKE SA that evInitiate starts.
@@ -140,6 +142,7 @@ func (sa *SA) tryInit(group uint16) {
 	}
 	out.offers(h.offers...).ke(group, h.kex.Public()).nonce(h.ni)
 	sa.addInitNotifies(out, g.spiI, 0, sa.path, sa.peer.ForceEncap)
+	out.notify(notifyIntermediate, nil)
 	for _, v := range sa.cfg.VendorIDs {
 		out.add(&message.VendorID{Data: v})
 	}
@@ -294,6 +297,10 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 		sa.later(refused(CodeNoProposal, -1, err, "the answer to IKE_SA_INIT is no choice of what we offered: offered %s, answered %s", joinOffers(h.offers), joinOffers(in.sa)))
 		return
 	}
+	if chosen.HasAdditionalKE() && !in.has(notifyIntermediate) {
+		sa.later(refused(CodeNoProposal, -1, nil, "the peer chose %s without announcing IKE_INTERMEDIATE, which the additional key exchanges need", chosen))
+		return
+	}
 	prf, err := suite.NewPRF(chosen.PRF)
 	if err == nil {
 		err = prf.CheckNonce(in.nonce)
@@ -329,7 +336,8 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 	sa.nat = detectNAT(in, g.spiI, g.spiR, sa.path, force)
 	sa.float()
 	sa.state = StateAuth
-	sa.beginRound()
+	h.inter.methods = chosen.AdditionalKE()
+	sa.afterInit()
 }
 
 // later keeps an error of an unauthenticated answer: the true answer may still come.
@@ -456,7 +464,7 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
 // chooseOffer chooses the IKE proposal. Who the peer is, is not known yet, so what each connection
 // allows is tried in turn. The one that it turns out to be may not allow the choice (see establish).
 func chooseOffer(kinds []*PeerConfig, in *parsed) (chosenOffer, error) {
-	opt := suite.SelectOptions{PreferKE: uint16(in.ke.Method)}
+	opt := suite.SelectOptions{PreferKE: uint16(in.ke.Method), WithoutAddKE: !in.has(notifyIntermediate)}
 	var first error
 	for _, c := range kinds {
 		chosen, err := suite.Select(c.Proposals, in.sa, opt)
@@ -578,6 +586,10 @@ func (sa *SA) onFresh(ev evFresh) {
 		sa.addInitNotifies(out, g.spiI, g.spiR, sa.path, force)
 	} else {
 		sa.addInitNotifies(out, g.spiI, g.spiR, sa.path, false)
+	}
+	if ev.req.has(notifyIntermediate) {
+		out.notify(notifyIntermediate, nil)
+		h.inter.agreed, h.inter.methods = true, g.chosen.AdditionalKE()
 	}
 	out.notify(message.NotifyMultipleAuthSupported, nil)
 	if req := certReq(ev.from.anchors); req != nil {

@@ -14,6 +14,10 @@ type protection struct {
 	prf     suite.PRF
 	keys    *suite.IKEKeys
 	out, in *suite.Protector
+
+	// before opened the request that was answered last, where that changed the keys
+	// (IKE_INTERMEDIATE): it may come again.
+	before *suite.Protector
 }
 
 // protect derives the keys of g from SKEYSEED, which it wipes.
@@ -55,12 +59,21 @@ func (g *generation) protect(seed suite.Secret, ni, nr []byte) error {
 func (p *protection) wipe() {
 	p.keys.Wipe()
 	p.out.Wipe()
-	p.in.Wipe()
+	if p.in != nil {
+		p.in.Wipe()
+	}
+	p.dropBefore()
 }
 
-// encode makes the datagrams of one protected message, in fragments where the peer can take them
-// and the message is too long.
-func (g *generation) encode(exchange uint8, id uint32, response bool, out *outgoing) ([][]byte, error) {
+func (p *protection) dropBefore() {
+	if p.before != nil {
+		p.before.Wipe()
+		p.before = nil
+	}
+}
+
+// header returns the header of a message of ours.
+func (g *generation) header(exchange uint8, id uint32, response bool) message.Header {
 	h := message.Header{SPIi: spiBytes(g.spiI), SPIr: spiBytes(g.spiR), Exchange: message.ExchangeType(exchange), MessageID: id}
 	if g.initiator {
 		h.Flags |= message.FlagInitiator
@@ -68,11 +81,26 @@ func (g *generation) encode(exchange uint8, id uint32, response bool, out *outgo
 	if response {
 		h.Flags |= message.FlagResponse
 	}
+	return h
+}
+
+// encode makes the datagrams of one protected message.
+func (g *generation) encode(exchange uint8, id uint32, response bool, out *outgoing) ([][]byte, error) {
+	in, err := message.EncodeInner(out.ps)
+	if err != nil {
+		return nil, err
+	}
+	return g.seal(g.header(exchange, id, response), in)
+}
+
+// seal makes the datagrams of one protected message, in fragments where the peer can take them
+// and the message is too long.
+func (g *generation) seal(h message.Header, in message.Inner) ([][]byte, error) {
 	limit := 0
 	if g.sa.fragment {
 		limit = g.sa.cfg.FragmentSize
 	}
-	return message.Seal(h, out.ps, g.prot.out, limit)
+	return in.Seal(h, g.prot.out, limit)
 }
 
 // reassembly is the fragments of the one message that is expected in a direction.
@@ -151,7 +179,7 @@ func (g *generation) open(re *reassembly, ev evDatagram) (*parsed, error) {
 		return nil, err
 	}
 	from := ev.path
-	in.from = &from
+	in.from, in.head, in.inner = &from, m.Header, inner
 	return in, nil
 }
 
@@ -159,17 +187,20 @@ func (g *generation) open(re *reassembly, ev evDatagram) (*parsed, error) {
 // one only the first fragment counts.
 func (g *generation) authentic(msg []byte) bool {
 	m, ok := sealed(msg)
-	if !ok {
+	if !ok || m.Encrypted.IsFragment() && m.Encrypted.Number != 1 {
 		return false
 	}
-	var err error
-	if m.Encrypted.IsFragment() {
-		if m.Encrypted.Number != 1 {
+	opens := func(p *suite.Protector) bool {
+		if p == nil {
 			return false
 		}
-		_, err = m.OpenFragment(g.prot.in)
+		var err error
+		if m.Encrypted.IsFragment() {
+			_, err = m.OpenFragment(p)
+		} else {
+			_, err = m.Decrypt(p)
+		}
 		return err == nil
 	}
-	_, err = m.Decrypt(g.prot.in)
-	return err == nil
+	return opens(g.prot.in) || opens(g.prot.before)
 }

@@ -19,6 +19,12 @@ type rekeyIKE struct {
 	tries  int
 	offers []suite.Offer
 	rival  *rival
+
+	// Once CREATE_CHILD_SA was answered and additional key exchanges come next.
+	follow *followup
+	ng     *generation // without keys
+	shared suite.Secret
+	nr     []byte
 }
 
 // rekeyIKE gives the IKE SA new keys unless that is under way.
@@ -35,6 +41,15 @@ func (t *rekeyIKE) build(sa *SA, g *generation) (uint8, *outgoing, bool) {
 	if sa.state != StateEstablished || g != sa.cur || g.deleting {
 		t.retire(sa)
 		return 0, nil, false
+	}
+	if t.follow != nil {
+		out, err := t.follow.request(sa)
+		if err != nil {
+			t.retire(sa)
+			sa.fail(err)
+			return 0, nil, false
+		}
+		return exchangeFollowupKE, out, true
 	}
 	if err := t.prepare(sa, g); err != nil {
 		t.retire(sa)
@@ -74,6 +89,10 @@ func (t *rekeyIKE) retire(sa *SA) {
 		t.kex.Wipe()
 		t.kex = nil
 	}
+	if t.follow != nil {
+		t.follow.wipe()
+	}
+	t.shared.Wipe()
 	if t.spi != 0 {
 		sa.host.freeIKESPI(t.spi)
 		t.spi = 0
@@ -89,59 +108,125 @@ func (t *rekeyIKE) done(sa *SA, g *generation, in *parsed) {
 		t.refused(sa, g, n)
 		return
 	}
-	ng, err := t.accept(sa, g, in)
-	if err != nil {
-		t.retire(sa)
-		sa.refuse(err)
-		sa.terminate(Reason{Code: ReasonProtocol, Text: err.Error(), Remote: true})
+	if t.follow != nil {
+		t.followed(sa, g, in)
 		return
 	}
-	t.spi = 0 // belongs to the generation now
-	t.retire(sa)
-	sa.gens = append(sa.gens, ng)
-	if r := t.rival; r != nil && slices.Contains(sa.gens, r.gen) && r.ourLoss(t.ni, in.nonce) {
-		// RFC 7296, section 2.8.2: ours is redundant and ours to close. The peer's inherits
-		// everything, and the peer closes the old one.
-		ng.deleting = true
-		ng.enqueue(&deleteIKE{})
+	if err := t.accept(sa, g, in); err != nil {
+		t.broken(sa, err)
 		return
+	}
+	if !t.ng.chosen.HasAdditionalKE() {
+		t.finish(sa, g)
+		return
+	}
+	if t.lost(sa) {
+		// RFC 9370, section 2.2.4: nothing was made yet, so nothing needs to be closed.
+		t.retire(sa)
+		return
+	}
+	var err *RefusedError
+	if t.follow, err = newFollowup(t.ng.chosen, in); err != nil {
+		t.broken(sa, err)
+		return
+	}
+	t.outdo(sa, g)
+	g.queue = append([]task{t}, g.queue...)
+}
+
+// followed takes the answer to an IKE_FOLLOWUP_KE request.
+func (t *rekeyIKE) followed(sa *SA, g *generation, in *parsed) {
+	done, err := t.follow.take(in)
+	switch {
+	case err != nil:
+		t.broken(sa, err)
+	case !done:
+		g.queue = append([]task{t}, g.queue...)
+	default:
+		t.finish(sa, g)
+	}
+}
+
+// broken ends an IKE SA whose rekey was answered with nonsense: the ends may disagree about it.
+func (t *rekeyIKE) broken(sa *SA, err *RefusedError) {
+	t.retire(sa)
+	sa.refuse(err)
+	sa.terminate(Reason{Code: ReasonProtocol, Text: err.Error(), Remote: true})
+}
+
+// lost tells whether the peer's rekey, which crossed ours, is the one that stays.
+func (t *rekeyIKE) lost(sa *SA) bool {
+	r := t.rival
+	if r == nil || !r.ourLoss(t.ni, t.nr) {
+		return false
+	}
+	return r.waits(sa) || slices.Contains(sa.gens, r.gen) || r.pending != nil && slices.Contains(sa.gens, r.pending.ng)
+}
+
+// outdo drops the peer's rekey that crossed ours and lost.
+func (t *rekeyIKE) outdo(sa *SA, g *generation) {
+	if r := t.rival; r != nil && r.waits(sa) {
+		sa.forget(r.pending) // the peer does not go on with it
 	}
 	if g.successor != nil {
 		// The peer will close its redundant one.
 		g.successor.dropAt = sa.now.Add(replacedFor)
 		g.successor = nil
 	}
+}
+
+// finish takes the new keys into use.
+func (t *rekeyIKE) finish(sa *SA, g *generation) {
+	ng := t.ng
+	var additional []suite.Secret
+	if t.follow != nil {
+		additional = t.follow.shared
+	}
+	seed := suite.RekeySKEYSEED(g.prot.prf, g.prot.keys.SKd, t.shared, t.ni, t.nr, additional...)
+	if err := ng.protect(seed, t.ni, t.nr); err != nil {
+		t.broken(sa, refused(CodeBadKE, -1, err, "keys of the new IKE SA"))
+		return
+	}
+	ng.created = sa.now
+	lost := t.lost(sa)
+	t.spi = 0 // belongs to the generation now
+	t.retire(sa)
+	sa.gens = append(sa.gens, ng)
+	if lost {
+		// RFC 7296, section 2.8.2: ours is redundant and ours to close. The peer's inherits
+		// everything, and the peer closes the old one.
+		ng.deleting = true
+		ng.enqueue(&deleteIKE{})
+		return
+	}
+	t.outdo(sa, g)
 	sa.switchTo(ng)
 	g.dropAt = time.Time{}
 	g.deleting = true
 	g.enqueue(&deleteIKE{})
 }
 
-func (t *rekeyIKE) accept(sa *SA, g *generation, in *parsed) (*generation, *RefusedError) {
+// accept checks the answer to CREATE_CHILD_SA and keeps what it says.
+func (t *rekeyIKE) accept(sa *SA, g *generation, in *parsed) *RefusedError {
 	if err := message.FormRekeyIKEResponse.Check(in.ps); err != nil {
-		return nil, refused(CodeSyntax, -1, err, "the answer to the rekey of the IKE SA is malformed")
+		return refused(CodeSyntax, -1, err, "the answer to the rekey of the IKE SA is malformed")
 	}
 	chosen, err := suite.Accept(t.offers, in.sa)
 	if err != nil {
-		return nil, refused(CodeNoProposal, -1, err, "the peer's choice for the IKE SA was not offered: offered %s, answered %s", joinOffers(t.offers), joinOffers(in.sa))
+		return refused(CodeNoProposal, -1, err, "the peer's choice for the IKE SA was not offered: offered %s, answered %s", joinOffers(t.offers), joinOffers(in.sa))
 	}
 	if len(chosen.SPI) != 8 || uint16(in.ke.Method) != chosen.KE || chosen.KE != t.kex.ID() {
-		return nil, refused(CodeBadKE, -1, nil, "the answer to the rekey of the IKE SA has an SPI of %d octets and key exchange data of group %d for group %d", len(chosen.SPI), in.ke.Method, chosen.KE)
+		return refused(CodeBadKE, -1, nil, "the answer to the rekey of the IKE SA has an SPI of %d octets and key exchange data of group %d for group %d", len(chosen.SPI), in.ke.Method, chosen.KE)
 	}
 	if err := g.prot.prf.CheckNonce(in.nonce); err != nil {
-		return nil, refused(CodeSyntax, -1, err, "the answer to the rekey of the IKE SA has a bad nonce")
+		return refused(CodeSyntax, -1, err, "the answer to the rekey of the IKE SA has a bad nonce")
 	}
-	shared, err := t.kex.Finish(in.ke.Data)
-	if err != nil {
-		return nil, refused(CodeBadKE, -1, err, "the answer to the rekey of the IKE SA has bad key exchange data")
+	if t.shared, err = t.kex.Finish(in.ke.Data); err != nil {
+		return refused(CodeBadKE, -1, err, "the answer to the rekey of the IKE SA has bad key exchange data")
 	}
-	defer shared.Wipe()
-	ng := &generation{sa: sa, initiator: true, spiI: t.spi, spiR: binary.BigEndian.Uint64(chosen.SPI), chosen: chosen, created: sa.now}
-	seed := suite.RekeySKEYSEED(g.prot.prf, g.prot.keys.SKd, shared, t.ni, in.nonce)
-	if err := ng.protect(seed, t.ni, in.nonce); err != nil {
-		return nil, refused(CodeBadKE, -1, err, "keys of the new IKE SA")
-	}
-	return ng, nil
+	t.nr = in.nonce
+	t.ng = &generation{sa: sa, initiator: true, spiI: t.spi, spiR: binary.BigEndian.Uint64(chosen.SPI), chosen: chosen, created: sa.now}
+	return nil
 }
 
 func (t *rekeyIKE) refused(sa *SA, g *generation, n *message.Notify) {
@@ -156,8 +241,8 @@ func (t *rekeyIKE) refused(sa *SA, g *generation, n *message.Notify) {
 	}
 	t.retire(sa)
 	after := sa.retryLater()
-	if n.Type == notifyTemporaryFailure {
-		after = sa.retryAfter() // RFC 7296, section 2.25: never at once
+	if n.Type == notifyTemporaryFailure || n.Type == notifyStateNotFound {
+		after = sa.retryAfter() // RFC 7296, section 2.25: never at once; RFC 9370, section 2.2.4: begin anew
 	} else {
 		sa.refuse(refused(CodePeerRefused, -1, peerError(n, "the rekey of the IKE SA"), "the peer refuses new keys for the IKE SA; we offered %s", joinOffers(t.offers)))
 	}
@@ -173,6 +258,7 @@ func (t *rekeyIKE) refused(sa *SA, g *generation, n *message.Notify) {
 func (sa *SA) switchTo(ng *generation) {
 	old := sa.cur
 	sa.cur = ng
+	sa.forgetAll(old)
 	for _, t := range old.queue {
 		if _, ike := t.(*rekeyIKE); ike {
 			continue
@@ -190,6 +276,9 @@ func (sa *SA) onRekeyIKE(g *generation, in *parsed) *outgoing {
 	if g.req != nil {
 		switch t := g.req.task.(type) {
 		case *rekeyIKE:
+			if t.follow != nil {
+				return newOutgoing().notify(notifyTemporaryFailure, nil) // RFC 9370, section 2.2.4
+			}
 			ours = t
 		case *newChild, *deleteTask:
 			// RFC 7296, section 2.25.2.
@@ -209,7 +298,6 @@ func (sa *SA) onRekeyIKE(g *generation, in *parsed) *outgoing {
 		sa.refuse(refused(CodeBadKE, -1, err, "the rekey of the IKE SA has bad key exchange data"))
 		return newOutgoing().notify(notifyInvalidSyntax, nil)
 	}
-	defer shared.Wipe()
 	nr, err := sa.newNonce()
 	if err != nil {
 		sa.fail(err)
@@ -221,18 +309,25 @@ func (sa *SA) onRekeyIKE(g *generation, in *parsed) *outgoing {
 		return nil
 	}
 	ng := &generation{sa: sa, spiI: binary.BigEndian.Uint64(chosen.SPI), spiR: spi, chosen: chosen, created: sa.now}
+	mine := spiBytes(spi)
+	out := newOutgoing().offers(chosen.Answer(mine[:])).nonce(nr).ke(chosen.KE, public)
+	cross := &rival{ni: in.nonce, nr: nr}
+	if ours != nil {
+		ours.rival = cross
+	}
+	if chosen.HasAdditionalKE() {
+		cross.pending = sa.await(&pending{gen: g, ng: ng, base: shared, ni: in.nonce, nr: nr}, chosen, out)
+		return out
+	}
+	defer shared.Wipe()
 	if err := ng.protect(suite.RekeySKEYSEED(g.prot.prf, g.prot.keys.SKd, shared, in.nonce, nr), in.nonce, nr); err != nil {
 		sa.fail(err)
 		return nil
 	}
-	mine := spiBytes(spi)
-	out := newOutgoing().offers(chosen.Answer(mine[:])).nonce(nr).ke(chosen.KE, public)
 	sa.gens = append(sa.gens, ng)
 	g.successor = ng
 	g.dropAt = sa.now.Add(replacedFor)
-	if ours != nil {
-		ours.rival = &rival{gen: ng, ni: in.nonce, nr: nr}
-	}
+	cross.gen = ng
 	return out
 }
 

@@ -37,6 +37,10 @@ type SA struct {
 	cur  *generation
 	gens []*generation
 
+	// pending are SAs of the peer's that wait for their additional key exchanges.
+	pending  []*pending
+	lastLink uint64
+
 	wanted []string // CHILD SAs asked for before the IKE SA stood
 	queues map[string]*queueGroup
 
@@ -176,6 +180,7 @@ func (sa *SA) deadline() time.Time {
 	for _, g := range sa.gens {
 		add(g.deadline())
 	}
+	add(sa.pendingDeadline())
 	if sa.est != nil {
 		add(sa.est.deadline(sa))
 	}
@@ -193,6 +198,7 @@ func (sa *SA) onTimer() {
 			return
 		}
 	}
+	sa.expirePending()
 	for _, g := range slices.Clone(sa.gens) {
 		g.onTimer()
 		if sa.state == StateClosed {
@@ -240,6 +246,7 @@ func (sa *SA) close(r Reason) {
 		sa.handshake.wipe()
 		sa.handshake = nil
 	}
+	sa.forgetAll(nil)
 	for _, g := range sa.gens {
 		g.wipe()
 	}

@@ -17,6 +17,8 @@ const (
 	exchangeAuth          = uint8(message.ExchangeIKEAuth)
 	exchangeCreateChild   = uint8(message.ExchangeCreateChildSA)
 	exchangeInformational = uint8(message.ExchangeInformational)
+	exchangeIntermediate  = uint8(message.ExchangeIKEIntermediate)
+	exchangeFollowupKE    = uint8(message.ExchangeIKEFollowupKE)
 
 	flagInitiator = uint8(message.FlagInitiator)
 	flagResponse  = uint8(message.FlagResponse)
@@ -32,6 +34,9 @@ const (
 	notifyNoAdditionalSAs     = message.NotifyNoAdditionalSAs
 	notifyTSMaxQueue          = message.NotifyTSMaxQueue
 	notifyResourceInfo        = message.NotifySAResourceInfo
+	notifyStateNotFound       = message.NotifyStateNotFound
+	notifyAdditionalKE        = message.NotifyAdditionalKeyExchange
+	notifyIntermediate        = message.NotifyIntermediateExchangeSupported
 )
 
 func exchangeName(x uint8) string { return message.ExchangeType(x).String() }
@@ -41,6 +46,8 @@ type parsed struct {
 	id       uint32
 	exchange uint8
 	from     *Path // where a request came from
+	head     message.Header
+	inner    message.Inner // head and inner of a protected message
 	ps       message.Payloads
 
 	sa       []suite.Offer // nil: no SA payload

@@ -88,6 +88,8 @@ var (
 	rekeyIKERules = []rule{{PayloadSA, 1, 1, groupSA}, {PayloadKE, 1, 1, groupSA}, {PayloadNonce, 1, 1, groupSA}}
 	infoRules     = []rule{{PayloadDelete, 0, many, ungrouped}, {PayloadCP, 0, 1, ungrouped}}
 	followupRules = []rule{{PayloadKE, 1, 1, groupSA}}
+	// RFC 9242 leaves the content open; whether a KE has to be there is known to the state machine.
+	intermediateRules = []rule{{PayloadKE, 0, 1, ungrouped}, {PayloadCERTREQ, 0, many, ungrouped}}
 )
 
 // forms is the table of legal payloads (RFC 7296, appendix C; RFC 4739, section 2).
@@ -149,8 +151,8 @@ var forms = [...]form{
 
 	FormInformationalRequest:  {name: "INFORMATIONAL request", rules: infoRules},
 	FormInformationalResponse: {name: "INFORMATIONAL response", response: true, rules: infoRules},
-	FormIntermediateRequest:   {name: "IKE_INTERMEDIATE request", rules: followupRules},
-	FormIntermediateResponse:  {name: "IKE_INTERMEDIATE response", response: true, rules: followupRules},
+	FormIntermediateRequest:   {name: "IKE_INTERMEDIATE request", rules: intermediateRules},
+	FormIntermediateResponse:  {name: "IKE_INTERMEDIATE response", response: true, rules: intermediateRules},
 	FormFollowupKERequest:     {name: "IKE_FOLLOWUP_KE request", rules: followupRules},
 	FormFollowupKEResponse:    {name: "IKE_FOLLOWUP_KE response", response: true, rules: followupRules},
 }

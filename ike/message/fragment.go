@@ -69,6 +69,7 @@ type Fragment struct {
 	First         PayloadType
 	Number, Total uint16
 	Plain         []byte
+	Reserved      byte // see Inner
 }
 
 // OpenFragment opens the SKF payload. Every error means that the message must be dropped
@@ -84,18 +85,21 @@ func (m *Message) OpenFragment(p Protector) (Fragment, error) {
 	if err != nil {
 		return Fragment{}, err
 	}
-	return Fragment{Header: m.Header, First: m.Encrypted.First, Number: m.Encrypted.Number, Total: m.Encrypted.Total, Plain: plain}, nil
+	return Fragment{
+		Header: m.Header, First: m.Encrypted.First, Number: m.Encrypted.Number, Total: m.Encrypted.Total, Plain: plain, Reserved: m.reserved(),
+	}, nil
 }
 
 // Reassembler collects the fragments of one message (RFC 7383, section 2.6). The zero value
 // is ready; the owner calls Reset when the exchange is over or the reassembly timeout (the
 // caller's clock) has run out. It holds at most MaxFragments fragments and MaxMessage octets.
 type Reassembler struct {
-	header Header
-	first  PayloadType
-	total  uint16
-	size   int // octets of all parts
-	parts  []part
+	header   Header
+	first    PayloadType
+	reserved byte
+	total    uint16
+	size     int // octets of all parts
+	parts    []part
 }
 
 // part is one stored fragment; parts are sorted by number.
@@ -170,12 +174,12 @@ func (r *Reassembler) Add(f Fragment) (in Inner, done bool, err error) {
 	r.parts[i] = part{number: f.Number, plain: append([]byte(nil), f.Plain...)}
 	r.size += len(f.Plain)
 	if f.Number == 1 {
-		r.first = f.First
+		r.first, r.reserved = f.First, f.Reserved
 	}
 	if len(r.parts) < int(r.total) {
 		return Inner{}, false, nil
 	}
-	in = Inner{First: r.first, Plain: make([]byte, 0, r.size)}
+	in = Inner{First: r.first, Plain: make([]byte, 0, r.size), Reserved: r.reserved}
 	for _, p := range r.parts {
 		in.Plain = append(in.Plain, p.plain...)
 	}

@@ -98,6 +98,18 @@ type Inner struct {
 	First    PayloadType // type of the first payload, PayloadNone if there is none
 	Plain    []byte      // the encoded payloads
 	Payloads Payloads    // the parsed payloads
+	// Reserved is the second octet of the Encrypted payload's header as received, of the first
+	// fragment's where there are several; 0 in what we send. IntAuth covers it.
+	Reserved byte
+}
+
+// IntAuth returns what the authentication of an IKE_INTERMEDIATE message covers beside in.Plain:
+// the IKE header and the header of the Encrypted payload as if nothing was encrypted or cut into
+// fragments (RFC 9242, section 3.3.2). in is what was sent with the header h, or received.
+func (in Inner) IntAuth(h Header) []byte {
+	b := h.append(make([]byte, 0, HeaderLen+genericLen), PayloadSK, HeaderLen+genericLen+len(in.Plain))
+	b = append(b, byte(in.First), in.Reserved)
+	return binary.BigEndian.AppendUint16(b, uint16(genericLen+len(in.Plain)))
 }
 
 // EncodeInner encodes ps as the content of an Encrypted payload. Error: *EncodeError.
@@ -123,7 +135,7 @@ func (m *Message) Decrypt(p Protector) (Inner, error) {
 	if err != nil {
 		return Inner{}, err
 	}
-	return Inner{First: m.Encrypted.First, Plain: plain}, nil
+	return Inner{First: m.Encrypted.First, Plain: plain, Reserved: m.reserved()}, nil
 }
 
 // Parse sets Payloads from First and Plain. Its errors, those of ParsePayloads, come from an
@@ -156,6 +168,15 @@ func (m *Message) open(p Protector) ([]byte, error) {
 		return nil, &notAuthenticError{cause: err}
 	}
 	return plain, nil
+}
+
+// reserved returns the second octet of the Encrypted payload's header.
+func (m *Message) reserved() byte {
+	n := len(m.raw) - len(m.Encrypted.Sealed) - genericLen + 1
+	if m.Encrypted.IsFragment() {
+		n -= fragmentHeaderLen
+	}
+	return m.raw[n]
 }
 
 // notAuthenticError is ErrNotAuthentic with the Protector's reason.

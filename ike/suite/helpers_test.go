@@ -81,7 +81,7 @@ func equal(tb testing.TB, what string, got, want []byte) {
 // choose makes a Chosen out of a proposal string with one algorithm of each type.
 func choose(tb testing.TB, protocol uint8, s string) Chosen {
 	tb.Helper()
-	p, err := ParseHybrid(protocol, s)
+	p, err := ParseProposal(protocol, s)
 	if err != nil {
 		tb.Fatal(err)
 	}

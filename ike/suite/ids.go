@@ -50,7 +50,7 @@ const (
 	KEECP384    uint16 = 20
 	KEECP521    uint16 = 21
 	KEX25519    uint16 = 31 // RFC 8031
-	KEMLKEM768  uint16 = 36 // only as an additional key exchange
+	KEMLKEM768  uint16 = 36 // FIPS 203; not in IKE_SA_INIT, where its key does not fit
 	KEMLKEM1024 uint16 = 37
 )
 
@@ -113,7 +113,7 @@ var algorithms = []algorithm{
 	{TypeESN, ESNNo, 0, "noesn", false},
 }
 
-// kemAlgorithms may only follow "keN_": they are additional key exchanges (RFC 9370).
+// kemAlgorithms are additional key exchanges (RFC 9370), or the only one of a CHILD SA.
 var kemAlgorithms = []algorithm{
 	{TypeKE, KEMLKEM768, 0, "mlkem768", false},
 	{TypeKE, KEMLKEM1024, 0, "mlkem1024", false},
@@ -197,12 +197,15 @@ func byName(name string) (algorithm, bool) {
 
 func byID(typ uint8, id uint16, keyBits int) (algorithm, bool) {
 	if typ >= TypeADDKE1 && typ <= TypeADDKE7 {
-		for _, a := range kemAlgorithms {
-			if a.id == id && a.keyBits == keyBits {
-				return a, true
-			}
-		}
 		typ = TypeKE
+		if id == KENone && keyBits == 0 {
+			return algorithm{typ: TypeKE, name: noneName}, true
+		}
+	}
+	for _, a := range kemAlgorithms {
+		if typ == TypeKE && a.id == id && a.keyBits == keyBits {
+			return a, true
+		}
 	}
 	for _, a := range algorithms {
 		if a.typ == typ && a.id == id && a.keyBits == keyBits {
@@ -211,6 +214,8 @@ func byID(typ uint8, id uint16, keyBits int) (algorithm, bool) {
 	}
 	return algorithm{}, false
 }
+
+func isKEM(ke uint16) bool { return ke == KEMLKEM768 || ke == KEMLKEM1024 }
 
 // isAEAD says whether an encryption transform authenticates by itself.
 func isAEAD(encr uint16) bool { return encr == EncrAESGCM16 || encr == EncrChaCha20Poly1305 }
@@ -247,7 +252,7 @@ func TransformName(t TransformSpec) string {
 
 // KEName returns the name of a key exchange method, "x25519" for 31.
 func KEName(id uint16) string {
-	return TransformName(TransformSpec{Type: TypeADDKE1, ID: id})[len("ke1_"):]
+	return TransformName(TransformSpec{Type: TypeKE, ID: id})
 }
 
 func typeName(t uint8) string {

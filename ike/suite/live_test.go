@@ -144,7 +144,7 @@ func TestStrongSwanLives(t *testing.T) {
 				l.log[e.Label] = append(l.log[e.Label], e.Hex)
 			}
 			for i, str := range []string{s.ike, s.esp} {
-				p, err := ParseHybrid([]uint8{ProtocolIKE, ProtocolESP}[i], str)
+				p, err := ParseProposal([]uint8{ProtocolIKE, ProtocolESP}[i], str)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -112,6 +112,17 @@ func (c Chosen) Answer(spi []byte) Offer {
 // HasAdditionalKE says whether key exchanges follow the first one.
 func (c Chosen) HasAdditionalKE() bool { return c.AddKE != [7]uint16{} }
 
+// AdditionalKE returns the methods of the key exchanges that follow the first one, in their order.
+func (c Chosen) AdditionalKE() []uint16 {
+	var out []uint16
+	for _, id := range c.AddKE {
+		if id != KENone {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
 // String returns "aes256gcm16-prfsha384-x25519" or "aes256-sha256-noesn"; NONE is left out.
 func (c Chosen) String() string {
 	var names []string

@@ -22,7 +22,7 @@ type Proposal struct {
 	PRF      []uint16    // IKE only
 	KE       []uint16    // IKE: at least one; ESP: empty means without perfect forward secrecy
 	ESN      []uint16    // ESP only: ESNYes, ESNNo or both
-	AddKE    [7][]uint16 // additional key exchanges 1 to 7 (RFC 9370); see ParseHybrid
+	AddKE    [7][]uint16 // additional key exchanges 1 to 7 (RFC 9370); KENone in a list makes it optional
 }
 
 // Limits of what is parsed.
@@ -32,18 +32,23 @@ const (
 )
 
 // DefaultIKE returns the IKE proposals where a policy names none: AEAD only, SHA-2, groups of at
-// least 128 bits of strength (REQUIREMENTS, CHAN-3).
+// least 128 bits of strength (REQUIREMENTS, CHAN-3). What a later quantum computer cannot read is
+// tried first: X25519 together with ML-KEM-768; a peer that does not know that takes one of the
+// others.
 func DefaultIKE() []Proposal {
 	return mustParse(ProtocolIKE,
+		"aes256gcm16-chacha20poly1305-prfsha384-prfsha512-x25519-mlkem768",
 		"aes256gcm16-prfsha384-prfsha512-x25519-ecp384-ecp521-ecp256",
 		"chacha20poly1305-prfsha384-prfsha512-prfsha256-x25519-ecp384-ecp521-ecp256",
 		"aes128gcm16-prfsha256-prfsha384-x25519-ecp256-ecp384")
 }
 
 // DefaultESP returns the ESP proposals where a policy names none: AEAD only, extended sequence
-// numbers preferred, and perfect forward secrecy on every rekeying.
+// numbers preferred, and perfect forward secrecy on every rekeying, as DefaultIKE with ML-KEM-768
+// first.
 func DefaultESP() []Proposal {
 	return mustParse(ProtocolESP,
+		"aes256gcm16-chacha20poly1305-x25519-mlkem768",
 		"aes256gcm16-x25519-ecp384-ecp521-ecp256",
 		"chacha20poly1305-x25519-ecp384-ecp521-ecp256",
 		"aes128gcm16-x25519-ecp256-ecp384")
@@ -82,15 +87,16 @@ func ParseProposals(protocol uint8, list []string) ([]Proposal, error) {
 // "aes256gcm16-aes128gcm16-prfsha384-x25519-ecp384" means any combination, earlier ones
 // preferred. An IKE proposal with integrity algorithms and without a PRF takes the PRFs of the
 // same hashes; an ESP proposal that names neither "esn" nor "noesn" allows both, preferring
-// extended sequence numbers. Errors wrap ErrProposal or ErrUnsupported and say what to write.
-func ParseProposal(protocol uint8, s string) (Proposal, error) { return parse(protocol, s, false) }
-
-// ParseHybrid is ParseProposal with additional key exchanges (RFC 9370): "ke1_mlkem768". It is
-// for a caller that runs IKE_INTERMEDIATE and IKE_FOLLOWUP_KE; ParseProposal refuses them, since
-// a chosen exchange that is then not run would promise a protection that is not there.
-func ParseHybrid(protocol uint8, s string) (Proposal, error) { return parse(protocol, s, true) }
-
-func parse(protocol uint8, s string, hybrid bool) (Proposal, error) {
+// extended sequence numbers.
+//
+// Additional key exchanges (RFC 9370) are written "ke1_mlkem768" to "ke7_…", and "ke1_none" beside
+// others makes the first one optional. "mlkem768" beside a group is short for "ke1_mlkem768":
+// "x25519-mlkem768" is both exchanges, one after the other. In an ESP proposal without groups it is
+// the only key exchange; an IKE proposal needs a group, because the key of ML-KEM does not fit into
+// IKE_SA_INIT, which has no fragments.
+//
+// Errors wrap ErrProposal or ErrUnsupported and say what to write.
+func ParseProposal(protocol uint8, s string) (Proposal, error) {
 	p := Proposal{Protocol: protocol}
 	if protocol != ProtocolIKE && protocol != ProtocolESP {
 		return Proposal{}, wrap(ErrProposal, "protocol %d; expected %d (IKE) or %d (ESP)", protocol, ProtocolIKE, ProtocolESP)
@@ -102,7 +108,7 @@ func parse(protocol uint8, s string, hybrid bool) (Proposal, error) {
 		return Proposal{}, wrap(ErrProposal, "empty %s proposal; expected something like %q", protocolName(protocol), example(protocol))
 	}
 	for token := range strings.SplitSeq(s, "-") {
-		if err := p.add(token, hybrid); err != nil {
+		if err := p.add(token); err != nil {
 			return Proposal{}, wrap(err, "in %s proposal %q", protocolName(protocol), s)
 		}
 	}
@@ -114,13 +120,10 @@ func parse(protocol uint8, s string, hybrid bool) (Proposal, error) {
 }
 
 // add puts one token into its list.
-func (p *Proposal) add(token string, hybrid bool) error {
+func (p *Proposal) add(token string) error {
 	a, ok := byName(token)
 	list, name := (*[]uint16)(nil), token
 	if n, kem, is := additional(token); is {
-		if !hybrid {
-			return wrap(ErrUnsupported, "%q: additional key exchanges (RFC 9370) are not done by this release; leave it out", token)
-		}
 		a, ok = kem, kem.name != ""
 		if ok {
 			list = &p.AddKE[n]
@@ -155,14 +158,22 @@ func (p *Proposal) add(token string, hybrid bool) error {
 	return nil
 }
 
-// additional recognises "ke1_mlkem768" to "ke7_…" and returns the index 0 to 6 and the method;
-// its name is empty when the method is unknown.
+// additional recognises "ke1_mlkem768" to "ke7_…", and "mlkem768" for the first, and returns the
+// index 0 to 6 and the method; its name is empty when the method is unknown.
 func additional(token string) (int, algorithm, bool) {
+	for _, a := range kemAlgorithms {
+		if a.name == token {
+			return 0, a, true
+		}
+	}
 	rest, ok := strings.CutPrefix(token, "ke")
 	if !ok || len(rest) < 2 || rest[0] < '1' || rest[0] > '7' || rest[1] != '_' {
 		return 0, algorithm{}, false
 	}
 	n, name := int(rest[0]-'1'), rest[2:]
+	if name == noneName {
+		return n, algorithm{typ: TypeKE, id: KENone, name: noneName}, true
+	}
 	for _, a := range kemAlgorithms {
 		if a.name == name {
 			return n, a, true
@@ -174,8 +185,14 @@ func additional(token string) (int, algorithm, bool) {
 	return n, algorithm{}, true
 }
 
+// noneName is the transform NONE of an additional key exchange.
+const noneName = "none"
+
 // complete fills in what a string may leave out.
 func (p *Proposal) complete() {
+	if p.Protocol == ProtocolESP && len(p.KE) == 0 && p.onlyKEM() {
+		p.KE, p.AddKE[0] = p.AddKE[0], nil
+	}
 	if p.Protocol == ProtocolIKE && len(p.PRF) == 0 {
 		for _, i := range p.Integ {
 			switch i {
@@ -191,6 +208,16 @@ func (p *Proposal) complete() {
 	if p.Protocol == ProtocolESP && len(p.ESN) == 0 {
 		p.ESN = []uint16{ESNYes, ESNNo}
 	}
+}
+
+// onlyKEM says whether the first additional key exchange is a KEM and stands alone.
+func (p *Proposal) onlyKEM() bool {
+	for _, l := range p.AddKE[1:] {
+		if len(l) > 0 {
+			return false
+		}
+	}
+	return len(p.AddKE[0]) > 0 && !slices.ContainsFunc(p.AddKE[0], func(id uint16) bool { return !isKEM(id) })
 }
 
 // Validate checks a Proposal that was not made by ParseProposal: every transform known, and the
@@ -231,15 +258,15 @@ func (p Proposal) Validate() error {
 	case !aead && len(p.Integ) == 0:
 		return fail("AES-CBC needs an integrity algorithm; add one, for example sha256")
 	}
+	if err := p.validateKE(fail); err != nil {
+		return err
+	}
 	if p.Protocol == ProtocolESP {
 		if len(p.PRF) > 0 {
 			return fail("a PRF belongs to IKE proposals only; leave it out")
 		}
 		if len(p.ESN) == 0 {
 			return fail("neither esn nor noesn")
-		}
-		if len(p.KE) == 0 && p.HasAdditionalKE() {
-			return fail("an additional key exchange needs a first one; add one, for example x25519")
 		}
 		return nil
 	}
@@ -255,14 +282,36 @@ func (p Proposal) Validate() error {
 	return nil
 }
 
-// HasAdditionalKE says whether the proposal has additional key exchanges (RFC 9370).
-func (p Proposal) HasAdditionalKE() bool {
-	for _, l := range p.AddKE {
-		if len(l) > 0 {
-			return true
+// validateKE checks the key exchanges against each other.
+func (p Proposal) validateKE(fail func(string, ...any) error) error {
+	kems := 0
+	for _, id := range p.KE {
+		if isKEM(id) {
+			kems++
 		}
 	}
-	return false
+	switch {
+	case kems > 0 && p.Protocol == ProtocolIKE:
+		return fail("ML-KEM does not fit into IKE_SA_INIT, which has no fragments; write it beside a group, as in x25519-mlkem768")
+	case kems > 0 && kems < len(p.KE):
+		return fail("ML-KEM and groups as alternatives for the first key exchange; write two proposals")
+	case len(p.KE) == 0 && p.Protocol == ProtocolESP && p.hasAddKE():
+		return fail("an additional key exchange needs a first one; add one, for example x25519")
+	}
+	for i, l := range p.AddKE {
+		if len(l) == 1 && l[0] == KENone {
+			return fail("additional key exchange %d is none; leave it out", i+1)
+		}
+	}
+	return nil
+}
+
+// HasAdditionalKE says whether the proposal has additional key exchanges (RFC 9370), optional ones
+// among them.
+func (p Proposal) HasAdditionalKE() bool { return p.hasAddKE() }
+
+func (p *Proposal) hasAddKE() bool {
+	return slices.ContainsFunc(p.AddKE[:], func(l []uint16) bool { return len(l) > 0 })
 }
 
 // HasLegacy says whether the proposal has a transform that is kept for old peers only
@@ -288,8 +337,7 @@ func (p Proposal) Equal(q Proposal) bool {
 	return p.Protocol == q.Protocol && slices.Equal(p.transforms(), q.transforms())
 }
 
-// String returns the canonical string, which ParseHybrid reads back to an equal Proposal, and
-// ParseProposal too where there are no additional key exchanges.
+// String returns the canonical string, which ParseProposal reads back to an equal Proposal.
 func (p Proposal) String() string {
 	var names []string
 	for _, t := range p.transforms() {
@@ -331,7 +379,7 @@ func example(protocol uint8) string {
 
 func known() string {
 	var names []string
-	for _, a := range algorithms {
+	for _, a := range slices.Concat(algorithms, kemAlgorithms) {
 		names = append(names, a.name)
 	}
 	return strings.Join(names, " ")

@@ -16,6 +16,10 @@ type SelectOptions struct {
 	// our proposal allows it, it is chosen before our own order of groups, which spares an
 	// INVALID_KE_PAYLOAD round trip. It never overrides the order of our proposals.
 	PreferKE uint16
+
+	// WithoutAddKE: the peer offers additional key exchanges without being able to run them (it did
+	// not announce IKE_INTERMEDIATE): what has one that is not optional is not chosen.
+	WithoutAddKE bool
 }
 
 // Select chooses as responder (RFC 7296, sections 2.7 and 3.3.6). Our own order decides: first
@@ -105,6 +109,8 @@ func match(p Proposal, o Offer, opt SelectOptions) (Chosen, *mismatch) {
 		switch {
 		case opt.WithoutKE:
 			m = none(4, typ, "IKE_AUTH has no key exchange")
+		case typ >= TypeADDKE1 && len(own) > 0:
+			m = additionalKE(&c, typ, own, o.of(typ), opt)
 		case len(own) == 0:
 			m = none(4, typ, fmt.Sprintf("we allow no %s", kind(typ)))
 		default:
@@ -123,6 +129,29 @@ func match(p Proposal, o Offer, opt SelectOptions) (Chosen, *mismatch) {
 		}
 	}
 	return c, nil
+}
+
+// additionalKE chooses one additional key exchange. Each must be another method than those before,
+// NONE excepted (RFC 9370, section 2.2.1). Where ours may be NONE, the type may be absent.
+func additionalKE(c *Chosen, typ uint8, own, offered []TransformSpec, opt SelectOptions) *mismatch {
+	optional := TransformSpec{Type: typ}
+	if len(offered) == 0 && slices.Contains(own, optional) {
+		return nil
+	}
+	for _, t := range own {
+		used := t.ID == c.KE || slices.Contains(c.AddKE[:], t.ID)
+		if t != optional && (used || opt.WithoutAddKE) {
+			continue
+		}
+		if slices.Contains(offered, t) {
+			c.set(t)
+			return nil
+		}
+	}
+	if opt.WithoutAddKE && len(offered) > 0 {
+		return &mismatch{4, "the peer does not announce IKE_INTERMEDIATE, which additional key exchanges need"}
+	}
+	return &mismatch{4, fmt.Sprintf("no common %s that is not used already: we allow %s, it has %s", kind(typ), names(own), names(offered))}
 }
 
 // fits checks what needs no algorithm: protocol, SPI, and that every transform type is known and
@@ -207,8 +236,15 @@ func Accept(sent, answer []Offer) (Chosen, error) {
 		c.set(t)
 	}
 	for _, t := range o.Transforms {
-		if int(t.Type) < len(seen) && !seen[t.Type] {
+		if int(t.Type) < len(seen) && !seen[t.Type] && !slices.Contains(o.Transforms, TransformSpec{Type: t.Type}) {
 			return Chosen{}, wrap(ErrAnswer, "no %s in %s; offered was %s", kind(t.Type), a, o)
+		}
+	}
+	all := append([]uint16{c.KE}, c.AdditionalKE()...)
+	for i, id := range all {
+		if slices.Contains(all[:i], id) {
+			// RFC 9370, section 2.2.1.
+			return Chosen{}, wrap(ErrAnswer, "%s stands twice among the key exchanges of %s", KEName(id), a)
 		}
 	}
 	return c, nil
