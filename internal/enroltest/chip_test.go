@@ -1,0 +1,3 @@
+package enroltest
+
+var chipDir string
