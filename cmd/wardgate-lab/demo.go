@@ -31,7 +31,7 @@ func demoCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Two hospitals, one tunnel: the main job in network namespaces (as root)",
+		Short: "From factory-fresh routers to the first image, in network namespaces (as root)",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx := cmd.Context()
@@ -57,7 +57,7 @@ func demoCommand() *cobra.Command {
 			return d.run(ctx, l)
 		},
 	}
-	cmd.Flags().StringVar(&bin, "bin", "build/bin", "folder of wardgated, wardgate and wardgate-chip")
+	cmd.Flags().StringVar(&bin, "bin", "build/bin", "folder of wardgated, wardgate, wardgate-chip and wardgate-sp")
 	cmd.Flags().BoolVar(&keep, "keep", false, "keep logs, policies and audit records")
 	return cmd
 }
@@ -104,14 +104,20 @@ func (d *demo) run(ctx context.Context, l *lab.Lab) error {
 	study := make(chan error, 1)
 	go func() { study <- lab.CTSeries(ctx, l.Path("sent"), sliceCount) }() // made while the rest is set up
 
-	d.step("A token for each router, with keys that never leave it")
-	if err := h.Enrol(ctx); err != nil {
+	d.step("The service provider's centre, and a token for each router as it comes from the factory")
+	if err := h.FromCentre(ctx, nil); err != nil {
 		return err
 	}
-	out, err := h.A.Wardgate(ctx, "token", "list", "--config", h.A.ConfigFile())
+	out, err := h.SP.SP(ctx, "device", "list")
 	if err != nil {
 		return err
 	}
+	d.say("wardgate-sp serves %s; its registry (`wardgate-sp device list`):", h.SP.URL())
+	d.say("%s", out)
+	if out, err = h.A.Wardgate(ctx, "token", "list", "--config", h.A.ConfigFile()); err != nil {
+		return err
+	}
+	d.say("hospital A's token: a device key and certificate, nothing else (`wardgate token list`)")
 	d.say("%s", out)
 
 	d.step("The three routers start; they have no policy yet and let nothing through")
@@ -122,19 +128,9 @@ func (d *demo) run(ctx context.Context, l *lab.Lab) error {
 	if err := h.Start(ctx); err != nil {
 		return err
 	}
-
-	d.step("The service provider's signed policies are installed")
-	if err := h.InstallPolicies(ctx); err != nil {
+	if err := d.join(ctx); err != nil {
 		return err
 	}
-	for _, f := range h.Facilities() {
-		s, err := f.Status(ctx)
-		if err != nil {
-			return err
-		}
-		d.say("%-17s policy %d of %s, valid until %s, %d connection(s)", f.Title, s.Policy.Serial, s.Policy.Issuer, s.Policy.NotAfter.Format("2 Jan 2006 15:04"), len(s.Connections))
-	}
-
 	if err := d.firstPacket(ctx); err != nil {
 		return err
 	}
@@ -150,17 +146,23 @@ func (d *demo) run(ctx context.Context, l *lab.Lab) error {
 	if err := d.relay(ctx); err != nil {
 		return err
 	}
-	// From here on nobody sends anything in the clear on purpose, as the attacks did.
-	if wire, err = l.Capture(ctx, h.Internet.Netns, "internet-after", lab.InternetDev); err != nil {
-		return err
-	}
 	if err := d.status(ctx); err != nil {
 		return err
 	}
 	if err := d.goAway(ctx); err != nil {
 		return err
 	}
-	return d.onTheWire(wire)
+	// From here on nobody sends anything in the clear on purpose, as the attacks did.
+	if wire, err = l.Capture(ctx, h.Internet.Netns, "internet-after", lab.InternetDev); err != nil {
+		return err
+	}
+	if err := d.move(ctx); err != nil {
+		return err
+	}
+	if err := d.onTheWire(wire); err != nil {
+		return err
+	}
+	return d.revoke(ctx)
 }
 
 // firstPacket shows that the first packet of a flow makes its tunnel, how long that takes, and
@@ -202,7 +204,7 @@ func (d *demo) firstPacket(ctx context.Context) error {
 		d.say("%-28s %d of %d numbered datagrams answered; %s, ESP %s", "", r.Received, r.Sent, conn.Suite, conn.ESPSuite)
 	}
 	d.say("waiting until both tunnels have gone away again, so that the study starts without one")
-	return errors.Join(d.B.WaitState(ctx, "a-b", control.ConnIdle, idle+10*time.Second), d.A.WaitState(ctx, "a-b", control.ConnIdle, 5*time.Second))
+	return d.noTunnels(ctx)
 }
 
 // sendStudy sends the DICOM study over a tunnel that does not exist before.
@@ -244,6 +246,17 @@ func (d *demo) status(ctx context.Context) error {
 // goAway shows that idle tunnels go away.
 func (d *demo) goAway(ctx context.Context) error {
 	d.step("The tunnels go away when they are idle for %v", idle)
+	if err := d.noTunnels(ctx); err != nil {
+		return err
+	}
+	for _, f := range d.Facilities() {
+		d.say("%-17s no tunnel", f.Title)
+	}
+	return nil
+}
+
+// noTunnels waits until there are none.
+func (d *demo) noTunnels(ctx context.Context) error {
 	for _, f := range d.Facilities() {
 		s, err := f.Status(ctx)
 		if err != nil {
@@ -254,7 +267,6 @@ func (d *demo) goAway(ctx context.Context) error {
 				return err
 			}
 		}
-		d.say("%-17s no tunnel", f.Title)
 	}
 	return nil
 }

@@ -45,7 +45,8 @@ func TestDemo(t *testing.T) {
 		}
 		for _, want := range []string{
 			"first packet to first reply", "300 images received, 300 sent", "all equal",
-			"relay", "none arrived at C", "Status of hospital A", "no tunnel", "done in",
+			"relay", "none arrived at C", "Status of hospital A", "no tunnel",
+			"from `wardgate join` to the first tunnel", "B now reaches C", "B no longer reaches A", "a-c is down", "b-c is down", "done in",
 		} {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("%s: the output does not say %q", name, want)

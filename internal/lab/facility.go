@@ -3,6 +3,7 @@ package lab
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"wardgate/internal/certs"
 	"wardgate/router/control"
 )
 
@@ -369,3 +371,18 @@ func (f *Facility) LastAudit() (uint64, error) {
 	}
 	return all[len(all)-1].Seq, nil
 }
+
+// PolicyFile is where the daemon keeps the policy in force.
+func (f *Facility) PolicyFile() string { return f.path("state", "policy.jws") }
+
+// PolicyAnchors are what the facility judges signers of policies by.
+func (f *Facility) PolicyAnchors() ([]*x509.Certificate, error) {
+	pem, err := os.ReadFile(f.anchorFile())
+	if err != nil {
+		return nil, err
+	}
+	return certs.ParseCertificates(pem)
+}
+
+// DeviceCertificate is the facility's device certificate, in DER.
+func (f *Facility) DeviceCertificate() []byte { return f.leafDER }
