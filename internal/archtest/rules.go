@@ -49,6 +49,7 @@ var arrows = []arrow{
 	{"sp/issue", []string{"internal/certs"}, "a service's CA is handed signers, times and a recorder; it knows neither registry nor database"},
 	{"sp/est", []string{"sp/issue", "internal/certs"}, "the enrolment server asks interfaces for membership and issues through sp/issue's"},
 	{"sp/operator", []string{"sp/registry", "internal/certs"}, "the operators' API asks an interface for what the centre does; it knows neither database nor CAs"},
+	{"sp/operator/operatortest", []string{"sp/operator"}, "answers against the document, for tests"},
 	{"sp", []string{"sp/...", "policy", "pkichip", "internal/certs"}, "the centre is the one place where registry, database, CAs, enrolment and policies meet, and where their keys are asked of a token; it knows nothing of routers"},
 	{"cmd/wardgate-sp", []string{"sp", "sp/..."}, "flags, files and signals around the centre"},
 	{"cmd/wardgated", []string{"router/...", "router"}, "flags, configuration, signals, exit codes"},

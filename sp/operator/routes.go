@@ -296,7 +296,7 @@ func (r *request) input() (Input, *Problem) {
 	var p *Problem
 	switch r.kind {
 	case typeTar:
-		list, p = readTar(bytes.NewReader(r.body), MaxBody)
+		list, p = readTar(bytes.NewReader(r.body), r.most)
 	default:
 		list, p = decodeFiles(r.body, r.kind == typePatch)
 	}

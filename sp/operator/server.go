@@ -48,6 +48,7 @@ type Options struct {
 	Backend Backend
 	Log     *slog.Logger
 	Now     func() time.Time
+	MaxBody int64 // octets of a whole registry; 0: MaxBody
 }
 
 // Server is the API over HTTP.
@@ -61,6 +62,9 @@ type Server struct {
 
 // New makes a server; UnixServer and TLSServer serve it.
 func New(o Options) *Server {
+	if o.MaxBody == 0 {
+		o.MaxBody = MaxBody
+	}
 	s := &Server{opt: o, api: &Local{o.Backend, o.Now}, mux: http.NewServeMux(), busy: make(chan struct{}, maxRequests), heavy: make(chan struct{}, maxHeavy)}
 	for i := range routes {
 		rt := &routes[i]
@@ -76,6 +80,7 @@ type request struct {
 	query url.Values
 	kind  string // media type of the body
 	body  []byte
+	most  int64 // octets of a registry
 	by    By
 }
 
@@ -177,7 +182,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 // read judges query, media type and body.
 func (s *Server) read(w http.ResponseWriter, r *http.Request, rt *route) (*request, *Problem) {
 	c, _ := r.Context().Value(callerKey{}).(caller)
-	q := &request{Request: r, api: s.api, by: By{Who: c.who}}
+	q := &request{Request: r, api: s.api, most: s.opt.MaxBody, by: By{Who: c.who}}
 	var err error
 	if q.query, err = url.ParseQuery(r.URL.RawQuery); err != nil {
 		return nil, problem(http.StatusBadRequest, CodeParameter, "a query of parameters", certs.Quote(err.Error()), "see openapi.json")
@@ -200,8 +205,12 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, rt *route) (*reque
 	if !slices.Contains(rt.kinds, q.kind) {
 		return nil, problem(http.StatusUnsupportedMediaType, CodeType, "Content-Type "+strings.Join(rt.kinds, ", "), certs.Quote(r.Header.Get("Content-Type")), "")
 	}
-	q.body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, rt.limit))
-	if p := readProblem(err, rt.limit); p != nil {
+	most := rt.limit
+	if most == MaxBody {
+		most = s.opt.MaxBody
+	}
+	q.body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, most))
+	if p := readProblem(err, most); p != nil {
 		return nil, p
 	}
 	return q, checkWhy(q.by.Why)
