@@ -2,9 +2,12 @@ package certs
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/binary"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -92,9 +95,55 @@ func CheckCRL(list *x509.RevocationList, issuer *x509.Certificate) error {
 	if err := CheckPublicKey(issuer.PublicKey); err != nil {
 		return at(err, issuer)
 	}
-	if err := issuer.CheckSignature(list.SignatureAlgorithm, list.RawTBSRevocationList, list.Signature); err != nil {
+	if err := checkListSignature(list, issuer); err != nil {
 		return fail(CRLMissing, "a list signed by this CA", "a signature that does not verify", err)
 	}
+	return nil
+}
+
+// maxListSignatures bounds how many signatures of lists are remembered: 32 octets each.
+const maxListSignatures = 1024
+
+// listSignatures remembers signatures of lists that held, because the same few lists are judged with every
+// certificate and every policy. It keeps no verdict on anything else of a list, and none that was bad.
+var listSignatures struct {
+	sync.Mutex
+	good map[[sha256.Size]byte]struct{}
+}
+
+// checkListSignature is issuer.CheckSignature for a list.
+func checkListSignature(list *x509.RevocationList, issuer *x509.Certificate) error {
+	check := func() error {
+		return issuer.CheckSignature(list.SignatureAlgorithm, list.RawTBSRevocationList, list.Signature)
+	}
+	if len(issuer.RawSubjectPublicKeyInfo) == 0 {
+		return check() // it was not parsed: nothing names its key
+	}
+	// Everything that the verdict follows from, each with its length in front: whose key, what was signed,
+	// how and with what result.
+	h := sha256.New()
+	for _, part := range [][]byte{issuer.RawSubjectPublicKeyInfo, {byte(list.SignatureAlgorithm)}, list.RawTBSRevocationList, list.Signature} {
+		var n [8]byte
+		binary.BigEndian.PutUint64(n[:], uint64(len(part)))
+		h.Write(n[:])
+		h.Write(part)
+	}
+	key := [sha256.Size]byte(h.Sum(nil))
+	listSignatures.Lock()
+	_, known := listSignatures.good[key]
+	listSignatures.Unlock()
+	if known {
+		return nil
+	}
+	if err := check(); err != nil {
+		return err
+	}
+	listSignatures.Lock()
+	defer listSignatures.Unlock()
+	if listSignatures.good == nil || len(listSignatures.good) >= maxListSignatures {
+		listSignatures.good = map[[sha256.Size]byte]struct{}{}
+	}
+	listSignatures.good[key] = struct{}{}
 	return nil
 }
 
