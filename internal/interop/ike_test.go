@@ -64,6 +64,9 @@ type sceneOptions struct {
 	key      labca.KeyType
 	psk      bool
 	mobike   bool
+	six      bool   // a strongSwan of the tree of strongswan6.sh
+	theirIKE string // strongSwan's proposals where they are not ike and esp
+	theirESP string
 	more     string // of the strongSwan connection
 	spoil    func(sc *scene)
 	edit     func(conf string) string
@@ -73,23 +76,35 @@ const psk = "a pre-shared key of 32 octets!!!"
 
 func newScene(t *testing.T, o sceneOptions) *scene {
 	t.Helper()
-	needs(t, "ip", "nsenter", charon, swanctl)
+	root := ""
+	if o.six {
+		needs(t, "ip", "nsenter", "chroot")
+		root = needs6(t)
+	} else {
+		needs(t, "ip", "nsenter", charon, swanctl)
+	}
 	sc := &scene{w: newWire(t)}
 	peer := &ike.PeerConfig{
 		Name: "clinic", Local: sc.w.our, Remote: []netip.AddrPort{netip.AddrPortFrom(sc.w.their, 500)},
-		Proposals: must(suite.ParseProposals(suite.ProtocolIKE, []string{o.ike})),
+		Proposals: must(suite.ParseProposals(suite.ProtocolIKE, strings.Fields(o.ike))),
 		Children: []ike.ChildConfig{{
 			Name: "net", LocalTS: ts("10.1.0.0/24"), RemoteTS: ts("10.2.0.0/24"),
-			Proposals: must(suite.ParseProposals(suite.ProtocolESP, []string{o.esp})),
+			Proposals: must(suite.ParseProposals(suite.ProtocolESP, strings.Fields(o.esp))),
 		}},
 	}
-	sc.ss = startStrongSwan(t, sc.w)
+	sc.ss = startStrongSwan(t, sc.w, root)
+	if o.theirIKE == "" {
+		o.theirIKE = o.ike
+	}
+	if o.theirESP == "" {
+		o.theirESP = o.esp
+	}
 	mobike := "no"
 	if o.mobike {
 		mobike = "yes"
 	}
-	conf := fmt.Sprintf("connections {\n dual {\n version = 2\n mobike = %s\n local_addrs = %v\n remote_addrs = %v\n proposals = %s\n %s\n", mobike, sc.w.their, sc.w.our, o.ike, o.more)
-	child := fmt.Sprintf(" children {\n net {\n local_ts = 10.2.0.0/24\n remote_ts = 10.1.0.0/24\n esp_proposals = %s\n }\n }\n }\n}\n", o.esp)
+	conf := fmt.Sprintf("connections {\n dual {\n version = 2\n mobike = %s\n local_addrs = %v\n remote_addrs = %v\n proposals = %s\n %s\n", mobike, sc.w.their, sc.w.our, o.theirIKE, o.more)
+	child := fmt.Sprintf(" children {\n net {\n local_ts = 10.2.0.0/24\n remote_ts = 10.1.0.0/24\n esp_proposals = %s\n }\n }\n }\n}\n", o.theirESP)
 	if o.psk {
 		id := func(s string) ike.Identity { return must(ike.ParseIdentity(s)) }
 		peer.LocalAuth = []ike.LocalAuth{{ID: id("ours.example"), PSK: []byte(psk)}}

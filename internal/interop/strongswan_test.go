@@ -20,20 +20,58 @@ const (
 	swanctl = "/usr/sbin/swanctl"
 )
 
+// tree6 is where strongswan6.sh puts a strongSwan that has ML-KEM.
+const tree6 = "../../build/tools/.strongswan6"
+
 // strongswan is a charon in a namespace, with files of its own.
 type strongswan struct {
 	t    *testing.T
-	dir  string
+	root string // the tree it runs in; empty: this machine's own
+	dir  string // its files, as it sees them
 	load string // what swanctl said
+}
+
+// needs6 skips the test, or fails it in CI, unless a strongSwan with ML-KEM is there.
+func needs6(t *testing.T) string {
+	t.Helper()
+	root, err := filepath.Abs(tree6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(root + "/.complete"); err == nil {
+		return root
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal("missing: a strongSwan with ML-KEM; run internal/interop/strongswan6.sh")
+	}
+	t.Skip("missing: a strongSwan with ML-KEM; run internal/interop/strongswan6.sh")
+	return ""
+}
+
+// command runs a program of strongSwan's.
+func (s *strongswan) command(env []string, args ...string) *exec.Cmd {
+	if s.root != "" {
+		args = append([]string{"chroot", s.root}, args...)
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), env...)
+	return cmd
 }
 
 // startStrongSwan starts charon in the far namespace. Nothing is read from /etc: the plugins are
 // listed. ESP is kernel-libipsec, in user space, which always claims a NAT.
-func startStrongSwan(t *testing.T, w *wire) *strongswan {
+func startStrongSwan(t *testing.T, w *wire, root string) *strongswan {
 	t.Helper()
-	s := &strongswan{t: t, dir: t.TempDir()}
+	s := &strongswan{t: t, root: root, dir: t.TempDir()}
+	if root != "" {
+		s.dir = "/run/" + w.theirs
+		if err := os.MkdirAll(root+s.dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(root + s.dir) })
+	}
 	for _, d := range []string{"x509", "x509ca", "x509ocsp", "x509aa", "x509ac", "x509crl", "pubkey", "private", "rsa", "ecdsa", "bliss", "pkcs8", "pkcs12"} {
-		if err := os.Mkdir(filepath.Join(s.dir, d), 0o700); err != nil {
+		if err := os.Mkdir(filepath.Join(s.root+s.dir, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -59,8 +97,9 @@ swanctl {
   load = pem pkcs1 pkcs8 x509 pubkey openssl random nonce
 }
 `, s.dir))
-	cmd := exec.Command("nsenter", "--net=/run/netns/"+w.theirs, charon)
-	cmd.Env = append(os.Environ(), "STRONGSWAN_CONF="+s.dir+"/strongswan.conf")
+	cmd := s.command([]string{"STRONGSWAN_CONF=" + s.dir + "/strongswan.conf"}, charon)
+	cmd.Args = append([]string{"nsenter", "--net=/run/netns/" + w.theirs}, cmd.Args...)
+	cmd.Path = must(exec.LookPath("nsenter"))
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +114,7 @@ swanctl {
 			<-done
 		}
 		if t.Failed() {
-			log, _ := os.ReadFile(filepath.Join(s.dir, "charon.log"))
+			log, _ := os.ReadFile(filepath.Join(s.root+s.dir, "charon.log"))
 			t.Logf("swanctl said:\n%s\ncharon said:\n%s", s.load, log)
 		}
 	})
@@ -91,15 +130,15 @@ swanctl {
 
 func (s *strongswan) write(name, text string) {
 	s.t.Helper()
-	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(s.root+s.dir, name), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
 }
 
 func (s *strongswan) try(args ...string) (string, error) {
-	cmd := exec.Command(swanctl, append(args, "--uri", "unix://"+s.dir+"/vici.sock")...)
-	cmd.Env = append(os.Environ(), "STRONGSWAN_CONF="+s.dir+"/strongswan.conf", "SWANCTL_DIR="+s.dir)
-	out, err := cmd.CombinedOutput()
+	env := []string{"STRONGSWAN_CONF=" + s.dir + "/strongswan.conf", "SWANCTL_DIR=" + s.dir}
+	args = append(append([]string{swanctl}, args...), "--uri", "unix://"+s.dir+"/vici.sock")
+	out, err := s.command(env, args...).CombinedOutput()
 	return string(out), err
 }
 
