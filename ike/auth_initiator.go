@@ -36,6 +36,8 @@ func (sa *SA) sendRound(auth authValue) {
 	}
 	if !last {
 		out.notify(message.NotifyAnotherAuthFollows, nil)
+	} else {
+		sa.addCrashToken(out, sa.cur)
 	}
 	if h.round == 0 {
 		if req := certReq(anchorsOf(sa.peer)); req != nil {
@@ -158,6 +160,7 @@ func (sa *SA) roundProved() {
 		return
 	}
 	sa.goUp(e)
+	sa.cur.takeCrashToken(in)
 	sa.finishFirstChild(h, in)
 	for _, name := range sa.wanted {
 		sa.wantChild(name)

@@ -270,6 +270,8 @@ func (sa *SA) answerRound(auth authValue) {
 		return
 	}
 	sa.goUp(e)
+	g.takeCrashToken(in)
+	sa.addCrashToken(out, g)
 	k := keying{ni: h.ni, nr: h.nr}
 	cfg := sa.offerChild(&k, out, childRequest{offers: h.childSA, tsi: h.tsi, tsr: h.tsr, resource: h.resource, withoutKE: true})
 	// The initiator may send on the CHILD SA as soon as it has our answer, so we receive on it

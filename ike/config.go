@@ -52,6 +52,11 @@ type Config struct {
 	// connections use all queues; it is rekeyed once when others join it. 0 and 1: any SPI.
 	Queues int
 
+	// CrashSecret are at least 32 random octets, kept for ever, by which peers find out at once that
+	// this endpoint has lost its IKE SAs (RFC 6290, section 5.1). Nobody else may have them. nil: peers
+	// find out by their liveness checks. Tokens of peers are understood in any case.
+	CrashSecret []byte
+
 	// VendorIDs are sent in IKE_SA_INIT.
 	VendorIDs [][]byte
 
@@ -102,6 +107,9 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if d.FragmentSize < minFragmentSize {
 		return d, errors.New("ike: Config.FragmentSize must be at least 512")
+	}
+	if n := len(d.CrashSecret); n > 0 && n < 32 {
+		return d, fmt.Errorf("ike: Config.CrashSecret: expected at least 32 octets, got %d", n)
 	}
 	if d.Queues < 0 || d.Queues > maxQueues {
 		return d, fmt.Errorf("ike: Config.Queues: expected 0 to %d, got %d", maxQueues, d.Queues)

@@ -71,7 +71,7 @@ func NewEndpoint(cfg Config) (*Endpoint, error) {
 		byPeer:       map[string]map[SAID]*box{},
 		contacts:     map[contact]map[SAID]*box{},
 		refusedAt:    rateLimit{perSecond: 20, burst: 100},
-		invalidSPIAt: rateLimit{perSecond: 10, burst: 20},
+		invalidSPIAt: rateLimit{perSecond: 50, burst: 100},
 		idle:         make(chan struct{}),
 	}
 	ep.peers.Store(newPeerSet(nil))

@@ -38,6 +38,8 @@ type generation struct {
 	dropAt    time.Time // forget this one then, if the peer does not delete it
 
 	deleting bool // our Delete of this generation is queued or sent
+
+	crashToken []byte // of the peer (RFC 6290); nil: none came
 }
 
 // request is one request of ours on its way.
@@ -285,7 +287,7 @@ func (g *generation) wipe() {
 	}
 	g.inRequest.reset()
 	g.inResponse.reset()
-	g.req, g.queue, g.resp = nil, nil, nil
+	g.req, g.queue, g.resp, g.crashToken = nil, nil, nil, nil
 }
 
 // fail ends an IKE SA that cannot go on for a reason of our own (no randomness, say).

@@ -129,6 +129,7 @@ func (sa *SA) onInformational(g *generation, in *parsed) {
 		sa.close(Reason{Code: ReasonDeletedByPeer, Text: "the peer did not accept our authentication", Remote: true})
 		return
 	}
+	g.takeCrashToken(in)
 	out := newOutgoing()
 	var answer []uint32
 	for _, d := range in.deletes {

@@ -494,6 +494,8 @@ func (ep *Endpoint) answerInit(p Path, h header, n *message.Notify) {
 func (ep *Endpoint) answerUnknownSPI(p Path, h header) {
 	ep.mu.Lock()
 	ok := ep.invalidSPIAt.allow(ep.cfg.Clock.Now())
+	// The token of an IKE SA that stands must not be had for asking: a wrong I flag leads here, too.
+	standing := ep.spis[h.spiI] != nil || ep.spis[h.spiR] != nil
 	ep.mu.Unlock()
 	if !ok {
 		return
@@ -502,9 +504,13 @@ func (ep *Endpoint) answerUnknownSPI(p Path, h header) {
 	if !h.fromInitiator {
 		flags |= message.FlagInitiator
 	}
+	ps := message.Payloads{message.NewNotify(message.NotifyInvalidIKESPI)}
+	if t := ep.cfg.crashToken(h.spiI, h.spiR, !h.fromInitiator); t != nil && !standing && h.spiI != 0 && h.spiR != 0 && h.length >= minCrashedRequest {
+		ps = append(ps, crashNotify(t))
+	}
 	raw, err := message.Encode(message.Header{
 		SPIi: spiBytes(h.spiI), SPIr: spiBytes(h.spiR), Exchange: message.ExchangeType(h.exchange), Flags: flags, MessageID: h.id,
-	}, message.Payloads{message.NewNotify(message.NotifyInvalidIKESPI)})
+	}, ps)
 	if err == nil {
 		ep.cfg.Send(p, raw)
 	}

@@ -201,6 +201,9 @@ func (t *rekeyIKE) finish(sa *SA, g *generation) {
 	}
 	t.outdo(sa, g)
 	sa.switchTo(ng)
+	if len(sa.cfg.CrashSecret) > 0 {
+		ng.enqueue(crashTask{}) // RFC 6290, section 4.3: ours comes in an exchange of its own
+	}
 	g.dropAt = time.Time{}
 	g.deleting = true
 	g.enqueue(&deleteIKE{})
@@ -226,6 +229,7 @@ func (t *rekeyIKE) accept(sa *SA, g *generation, in *parsed) *RefusedError {
 	}
 	t.nr = in.nonce
 	t.ng = &generation{sa: sa, initiator: true, spiI: t.spi, spiR: binary.BigEndian.Uint64(chosen.SPI), chosen: chosen, created: sa.now}
+	t.ng.takeCrashToken(in)
 	return nil
 }
 
@@ -311,6 +315,7 @@ func (sa *SA) onRekeyIKE(g *generation, in *parsed) *outgoing {
 	ng := &generation{sa: sa, spiI: binary.BigEndian.Uint64(chosen.SPI), spiR: spi, chosen: chosen, created: sa.now}
 	mine := spiBytes(spi)
 	out := newOutgoing().offers(chosen.Answer(mine[:])).nonce(nr).ke(chosen.KE, public)
+	sa.addCrashToken(out, ng)
 	cross := &rival{ni: in.nonce, nr: nr}
 	if ours != nil {
 		ours.rival = cross

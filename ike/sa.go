@@ -132,7 +132,7 @@ func (sa *SA) onDatagram(ev evDatagram) {
 		// The I flag is the role in the generation; both SPIs must be the ones of it.
 		if g.spiI == h.spiI && g.spiR == h.spiR && g.initiator != h.fromInitiator {
 			if h.response {
-				if sa.est != nil && sa.hint(ev.msg) {
+				if sa.est != nil && sa.hint(g, ev.msg) {
 					return
 				}
 				g.onResponse(ev)
@@ -147,10 +147,17 @@ func (sa *SA) onDatagram(ev evDatagram) {
 // hint takes an unprotected INVALID_IKE_SPI: the peer may have lost its state. Anybody can send
 // that, so it ends nothing; the peer is asked whether it lives, at most every ten seconds (RFC
 // 7296, section 2.4).
-func (sa *SA) hint(msg []byte) bool {
+//
+// With the peer's token it is no hint: only the peer can have sent it, and it has no state any more
+// (RFC 6290, section 4.5). Our half ends without a word.
+func (sa *SA) hint(g *generation, msg []byte) bool {
 	m, err := message.Parse(msg)
 	if err != nil || m.Encrypted != nil {
 		return false
+	}
+	if g.crashed(m.Payloads) {
+		sa.close(Reason{Code: ReasonPeerCrashed, Text: "the peer lost this IKE SA and shows its token (RFC 6290)", Remote: true})
+		return true
 	}
 	if m.Payloads.HasNotify(message.NotifyInvalidIKESPI) && sa.state == StateEstablished && sa.cur.req == nil &&
 		len(sa.cur.queue) == 0 && due(sa.now, sa.lastHint.Add(hintInterval)) {

@@ -273,6 +273,7 @@ const (
 	ReasonDeletedByPeer = "deleted-by-peer" // the peer sent a Delete
 	ReasonDeleted       = "deleted-locally" // Terminate or DeleteChild
 	ReasonPeerDead      = "peer-dead"       // no answer to a request
+	ReasonPeerCrashed   = "peer-crashed"    // the peer lost its state and shows the token (RFC 6290)
 	ReasonReplaced      = "replaced"        // the peer lost its state and came back (INITIAL_CONTACT)
 	ReasonPolicy        = "policy"          // SetPeers took the right away
 	ReasonShutdown      = "shutdown"        // Close
