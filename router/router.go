@@ -155,7 +155,12 @@ func New(opt Options) (_ *Router, err error) {
 	if err = r.openSockets(); err != nil {
 		return nil, err
 	}
+	secret, err := crashSecret(cfg.Daemon.StateDir)
+	if err != nil {
+		return nil, err
+	}
 	r.ep, err = ike.NewEndpoint(ike.Config{
+		CrashSecret: secret,
 		Clock: systemClock{}, Rand: rand.Reader, Owner: owner{r},
 		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound, SourceAddr: localAddrTo,
 		Queues: len(r.dp.queues), CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
