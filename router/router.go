@@ -161,7 +161,7 @@ func New(opt Options) (_ *Router, err error) {
 	}
 	r.ep, err = ike.NewEndpoint(ike.Config{
 		CrashSecret: secret,
-		Clock: systemClock{}, Rand: rand.Reader, Owner: owner{r},
+		Clock:       systemClock{}, Rand: rand.Reader, Owner: owner{r},
 		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound, SourceAddr: localAddrTo,
 		Queues: len(r.dp.queues), CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
 	})
