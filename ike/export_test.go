@@ -68,3 +68,46 @@ func (ep *Endpoint) IDs() (next uint32, pending bool) {
 	}
 	return 0, false
 }
+
+// Peek opens a protected message, whole or in fragments, that came for the only IKE SA of an
+// endpoint under its current keys; nil: it is none.
+func (ep *Endpoint) Peek(msgs ...[]byte) message.Payloads {
+	for _, b := range ep.allBoxes() {
+		b.step.Lock()
+		defer b.step.Unlock()
+		g := b.sa.cur
+		if g == nil || g.prot == nil {
+			continue
+		}
+		var re reassembly
+		for _, msg := range msgs {
+			if in, err := g.open(&re, evDatagram{head: peekHeader(msg), msg: msg}); err == nil && in != nil {
+				return in.ps
+			}
+		}
+	}
+	return nil
+}
+
+// IntermediateKE returns the key exchange data of the IKE_INTERMEDIATE request under way.
+func (ep *Endpoint) IntermediateKE() *message.KE {
+	for _, b := range ep.allBoxes() {
+		b.step.Lock()
+		defer b.step.Unlock()
+		if h := b.sa.handshake; h != nil && h.inter.kex != nil {
+			return &message.KE{Method: message.KEMethod(h.inter.kex.ID()), Data: h.inter.kex.Public()}
+		}
+	}
+	return nil
+}
+
+// SpoilIntAuth changes what AUTH covers of the IKE_INTERMEDIATE exchanges.
+func (ep *Endpoint) SpoilIntAuth() {
+	for _, b := range ep.allBoxes() {
+		b.step.Lock()
+		defer b.step.Unlock()
+		if h := b.sa.handshake; h != nil {
+			h.inter.mid++
+		}
+	}
+}
