@@ -45,6 +45,8 @@ type Store struct {
 	stopped chan struct{}
 	closing sync.Once
 
+	decoding chan struct{} // one place: who reads a registry
+
 	mu      sync.Mutex           // guards what follows
 	stmts   map[string]*sql.Stmt // readers' prepared statements, SQLite only: pgx keeps its own
 	wake    chan struct{}        // closed and replaced when this instance has moved a head
@@ -68,6 +70,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	s := &Store{
 		opt: opt, ops: make(chan *op), quit: make(chan struct{}), stopped: make(chan struct{}),
 		stmts: map[string]*sql.Stmt{}, wake: make(chan struct{}),
+		decoding: make(chan struct{}, 1),
 	}
 	var err error
 	switch scheme, rest, _ := strings.Cut(opt.URL, ":"); scheme {

@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -220,7 +222,7 @@ func objectsOf(c registry.Content) ([]object, error) {
 	}
 	for i := range c.Memberships {
 		m := &c.Memberships[i]
-		if err := add(kindMembership, m.Device+"/"+m.Service, m); err != nil {
+		if err := add(kindMembership, membershipKey(m).name, m); err != nil {
 			return nil, err
 		}
 	}
@@ -266,13 +268,59 @@ func (s *Store) At(ctx context.Context, at Revision) (*registry.Registry, error)
 	if n := s.kept(at); n != nil {
 		return n.registry, nil
 	}
+	// One at a time: when the registry has changed, everybody asks at once.
+	select {
+	case s.decoding <- struct{}{}:
+		defer func() { <-s.decoding }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if n := s.kept(at); n != nil {
+		return n.registry, nil
+	}
+	var want Applied
 	if at > 0 {
-		if _, err := s.applied(ctx, at); err != nil {
+		var err error
+		if want, err = s.applied(ctx, at); err != nil {
 			return nil, err
 		}
 	}
-	n := &snapshot{revision: at, hashes: map[objectKey]string{}}
+	n, err := s.snapshotAt(ctx, at)
+	if err != nil {
+		return nil, fmt.Errorf("registry at revision %d: %w", at, err)
+	}
+	if at > 0 && n.sum() != want.Hash {
+		return nil, fmt.Errorf("%w: registry at revision %d: it is not what was applied: its hash differs", ErrDamaged, at)
+	}
+	s.keep(n)
+	return n.registry, nil
+}
+
+// snapshotAt reads a registry: what is different from the one that is kept, where that is an older one.
+func (s *Store) snapshotAt(ctx context.Context, at Revision) (*snapshot, error) {
+	s.mu.Lock()
+	base := s.current
+	s.mu.Unlock()
+	if base == nil || base.revision >= at {
+		base = &snapshot{hashes: map[objectKey]string{}}
+	}
+	n := &snapshot{revision: at, hashes: maps.Clone(base.hashes)}
 	var c registry.Content
+	gone := map[objectKey]bool{} // or replaced
+	if base.revision > 0 {
+		// Objects that ended since, and were in it.
+		err := s.reader(ctx).rows(func(r row) error {
+			var k objectKey
+			err := r.Scan(&k.kind, &k.name)
+			gone[k] = true
+			delete(n.hashes, k)
+			return err
+		}, "SELECT kind, name FROM object WHERE until > ? AND until <= ? AND since <= ?", int64(base.revision), int64(at), int64(base.revision))
+		if err != nil {
+			return nil, err
+		}
+		c = without(base.registry.Content(), gone)
+	}
 	err := s.reader(ctx).rows(func(r row) error {
 		var k objectKey
 		var hash, value string
@@ -296,15 +344,64 @@ func (s *Store) At(ctx context.Context, at Revision) (*registry.Registry, error)
 			return decode(&c.Contracts, k, value)
 		}
 		return fmt.Errorf("%w: expected an object of the registry, came a %q", ErrDamaged, k.kind)
-	}, "SELECT kind, name, hash, value"+objectsAt, int64(at), int64(at))
+	}, "SELECT kind, name, hash, value FROM object WHERE since > ? AND since <= ? AND (until IS NULL OR until > ?)", int64(base.revision), int64(at), int64(at))
 	if err != nil {
-		return nil, fmt.Errorf("registry at revision %d: %w", at, err)
+		return nil, err
 	}
-	if n.registry, err = registry.New(c); err != nil {
-		return nil, fmt.Errorf("registry at revision %d: %w", at, err)
+	n.registry, err = registry.New(c)
+	return n, err
+}
+
+// sum is the hash of all objects' kinds, names and hashes, in the order of the canonical form.
+func (n *snapshot) sum() Hash {
+	h := sha256.New()
+	line := func(k objectKey) {
+		for _, s := range []string{k.kind, "\x00", k.name, "\x00", n.hashes[k], "\n"} {
+			_, _ = io.WriteString(h, s)
+		}
 	}
-	s.keep(n)
-	return n.registry, nil
+	c := n.registry.Content()
+	for i := range c.Members {
+		line(objectKey{kindMember, c.Members[i].Name})
+	}
+	for i := range c.Devices {
+		line(objectKey{kindDevice, c.Devices[i].Name})
+	}
+	for i := range c.Services {
+		line(objectKey{kindService, c.Services[i].Name})
+	}
+	for i := range c.Memberships {
+		line(membershipKey(&c.Memberships[i]))
+	}
+	for i := range c.Contracts {
+		line(objectKey{kindContract, c.Contracts[i].Name})
+	}
+	return Hash(h.Sum(nil))
+}
+
+// without is a copy of a content that lacks some objects. The lists are new ones: registries are read-only.
+func without(c registry.Content, gone map[objectKey]bool) registry.Content {
+	return registry.Content{
+		Members:     keepers(c.Members, func(m *registry.Member) bool { return gone[objectKey{kindMember, m.Name}] }),
+		Devices:     keepers(c.Devices, func(d *registry.Device) bool { return gone[objectKey{kindDevice, d.Name}] }),
+		Services:    keepers(c.Services, func(v *registry.Service) bool { return gone[objectKey{kindService, v.Name}] }),
+		Memberships: keepers(c.Memberships, func(m *registry.Membership) bool { return gone[membershipKey(m)] }),
+		Contracts:   keepers(c.Contracts, func(k *registry.Contract) bool { return gone[objectKey{kindContract, k.Name}] }),
+	}
+}
+
+func membershipKey(m *registry.Membership) objectKey {
+	return objectKey{kindMembership, m.Device + "/" + m.Service}
+}
+
+func keepers[T any](list []T, gone func(*T) bool) []T {
+	var out []T // nil where there are none: that is the canonical form
+	for i := range list {
+		if !gone(&list[i]) {
+			out = append(out, list[i])
+		}
+	}
+	return out
 }
 
 func decode[T any](list *[]T, k objectKey, value string) error {

@@ -190,6 +190,47 @@ func TestRegistryComesBack(t *testing.T) {
 	})
 }
 
+// An instance that follows reads what changed, one that was just opened reads everything: both come to the
+// same, also where the first one missed some revisions, and asked for an old one in between.
+func TestFollowerReadsTheSameRegistry(t *testing.T) {
+	each(t, func(t *testing.T, s *store.Store) {
+		ctx := t.Context()
+		full := whole(t)
+		follower := again(t, s)
+		const revisions = 24
+		for rev := store.Revision(1); rev <= revisions; rev++ {
+			c := get(killedRegistry(rev))(t).Content()
+			c.Members = append(c.Members, full.Members...)
+			c.Devices, c.Services, c.Memberships = full.Devices, full.Services, full.Memberships
+			switch rev % 4 {
+			case 0: // without contract, and then also without membership and device
+			case 1:
+				c.Memberships = c.Memberships[:1]
+			case 2:
+				c.Memberships, c.Devices = nil, c.Devices[:1]
+			case 3:
+				c.Contracts = full.Contracts
+			}
+			r := get(registry.New(c))(t)
+			get(s.Apply(ctx, store.Change{Expected: rev - 1, Registry: r, Who: "operator"}, t0))(t)
+			if rev%5 == 0 {
+				continue
+			}
+			now, at, err := follower.Current(ctx)
+			ok(t, err)
+			if at != rev {
+				t.Fatalf("expected revision %d, came %d", rev, at)
+			}
+			same(t, jsonOf(t, now), jsonOf(t, r))
+			same(t, jsonOf(t, get(again(t, s).At(ctx, rev))(t)), jsonOf(t, r))
+			if rev > 3 {
+				old := rev - 3
+				same(t, jsonOf(t, get(follower.At(ctx, old))(t)), jsonOf(t, get(again(t, s).At(ctx, old))(t)))
+			}
+		}
+	})
+}
+
 // again is another instance on the same database.
 func again(t *testing.T, s *store.Store) *store.Store { return open(t, s.URL()) }
 
