@@ -6,4 +6,6 @@ import "errors"
 var (
 	ErrConfig   = errors.New("configuration refused")
 	ErrNoDevice = errors.New("no such device")
+	// ErrUnfinished: another way to the next CA of the service was begun.
+	ErrUnfinished = errors.New("something else is under way")
 )

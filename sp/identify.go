@@ -107,10 +107,8 @@ func (c *Centre) byService(ctx context.Context, reg *registry.Registry, leaf *x5
 			return nil, failure(err)
 		}
 		var ders [][]byte
-		for _, k := range s.Intermediates() {
-			if len(ders) < certs.MaxIntermediates && bytes.Equal(k.SubjectKeyId, leaf.AuthorityKeyId) {
-				ders = append(ders, k.Raw)
-			}
+		for _, k := range issue.Above(leaf, s.Intermediates()) {
+			ders = append(ders, k.Raw)
 		}
 		d := reg.Device(rec.Device)
 		if d == nil {

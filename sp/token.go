@@ -209,6 +209,29 @@ func (k *keyToken) remove(ctx context.Context, s *tokenSigner) error {
 	return chip.DeleteKey(ctx, pkichip.Key{Label: s.ref.object, ID: s.ref.id})
 }
 
+// removeNamed deletes the key that a line names; that there is none is no error.
+func (k *keyToken) removeNamed(ctx context.Context, line string) error {
+	r, err := parseReference(strings.TrimSpace(line))
+	if err != nil {
+		return err
+	}
+	key, err := k.find(ctx, &r, true)
+	if errors.Is(err, pkichip.ErrNoKey) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	chip, err := k.process(ctx)
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	delete(k.keys, r.String())
+	k.mu.Unlock()
+	return chip.DeleteKey(ctx, key)
+}
+
 // signer returns the key that a line names, with the public key of its certificate. The token need not
 // be there: it is asked when something is to be signed.
 func (k *keyToken) signer(line string, public crypto.PublicKey) (*tokenSigner, error) {

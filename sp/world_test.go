@@ -122,6 +122,11 @@ func newDevice(t testing.TB, ca *labca.Authority, name string) *device {
 // newWorld makes a folder by Init, and the hospital's registry with devices whose keys we have.
 func newWorld(t *testing.T, url string) *world {
 	t.Helper()
+	return newWorldWith(t, url, nil)
+}
+
+func newWorldWith(t *testing.T, url string, token *sp.Token) *world {
+	t.Helper()
 	w := &world{T: t, now: registrytest.At, content: registrytest.Hospital(), devices: map[string]*device{}, waits: make(chan struct{}, 1000)}
 	ca := registrytest.DeviceCA(t)
 	for i := range w.content.Devices {
@@ -134,7 +139,7 @@ func newWorld(t *testing.T, url string) *world {
 		Issuer: "sp.example", Organization: "SP", Hosts: []string{"localhost", "127.0.0.1"},
 		DeviceAnchors: certs.EncodePEM(ca.Anchor()), DeviceCAs: certs.EncodePEM(ca.Intermediates()...),
 		Services: map[string]string{"group-a": "group-a.example", "group-b": "group-b.example", "images": "images.example"},
-		Listen:   "127.0.0.1:0", Status: "127.0.0.1:0", StatusURL: "http://sp.example",
+		Listen:   "127.0.0.1:0", Status: "127.0.0.1:0", StatusURL: "http://sp.example", Token: token,
 	}, w.now, rand.Reader); err != nil {
 		t.Fatal(err)
 	}

@@ -184,10 +184,8 @@ func (x *exchange) verifyDevice(leaf *x509.Certificate, between []*x509.Certific
 // verifyService judges a certificate of this service by the CAs that are in use here.
 func (x *exchange) verifyService(leaf *x509.Certificate) error {
 	var ders [][]byte
-	for _, c := range x.service.CA.Intermediates() {
-		if bytes.Equal(c.SubjectKeyId, leaf.AuthorityKeyId) && len(ders) < certs.MaxIntermediates {
-			ders = append(ders, c.Raw)
-		}
+	for _, c := range issue.Above(leaf, x.service.CA.Intermediates()) {
+		ders = append(ders, c.Raw)
 	}
 	_, err := certs.VerifyChain(certs.Options{
 		Leaf: leaf.Raw, Intermediates: ders, Anchors: x.service.CA.Anchors(),

@@ -120,3 +120,20 @@ func (ca *CA) TryOut(rand io.Reader, domain string, now time.Time) error {
 	}
 	return nil
 }
+
+// Above picks from a pool what leads upwards from a certificate, by key identifiers: the nearest first,
+// at most what internal/certs looks at.
+func Above(leaf *x509.Certificate, pool []*x509.Certificate) []*x509.Certificate {
+	var out []*x509.Certificate
+	for at, n := leaf, 0; ; n++ {
+		for _, c := range pool {
+			if len(out) < certs.MaxIntermediates && len(at.AuthorityKeyId) > 0 && bytes.Equal(c.SubjectKeyId, at.AuthorityKeyId) && !slices.ContainsFunc(out, c.Equal) {
+				out = append(out, c)
+			}
+		}
+		if n == len(out) {
+			return out
+		}
+		at = out[n]
+	}
+}
