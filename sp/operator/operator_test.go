@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"os"
@@ -51,7 +52,7 @@ func TestEveryOperation(t *testing.T) {
 	inside := map[string]string{}
 	for r := tar.NewReader(strings.NewReader(archive.body)); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"wardgate/internal/certs"
@@ -371,5 +370,5 @@ func readProblem(err error, limit int64) *Problem {
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return problem(http.StatusRequestEntityTooLarge, CodeTooLarge, fmt.Sprintf("at most %d octets", limit), "more", "")
 	}
-	return problem(http.StatusRequestTimeout, CodeMalformed, fmt.Sprintf("a whole body within %v", time.Duration(readTime)), certs.Quote(err.Error()), "")
+	return problem(http.StatusRequestTimeout, CodeMalformed, fmt.Sprintf("a whole body within %v", readTime), certs.Quote(err.Error()), "")
 }
