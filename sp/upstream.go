@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -186,6 +187,67 @@ func (c *Centre) InstallCA(r *registry.Registry, name string, given, anchors []*
 		ca.From = c.begins(o)
 	}
 	return m.finish(ca, s.Name, s.Domain, number, pending)
+}
+
+// CAFiles are an upstream issuer's files.
+type CAFiles struct {
+	Answer  string // PEM: the CA's certificate and those between it and the root
+	Anchors string // PEM: roots that were agreed upon; may be empty
+	List    string // PEM or DER: the root's revocation list; may be empty
+}
+
+// maxAnswer bounds what is read of one of them, in octets.
+const maxAnswer = 1 << 20
+
+// InstallCAFiles is InstallCA for files.
+func (c *Centre) InstallCAFiles(r *registry.Registry, name string, files CAFiles, o CAOptions) (string, error) {
+	read := func(path string) ([]byte, error) {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, maxAnswer+1))
+		if err == nil && len(b) > maxAnswer {
+			err = fmt.Errorf("%s: expected at most %d octets, came more", path, maxAnswer)
+		}
+		return b, err
+	}
+	list := func(path string) ([]*x509.Certificate, error) {
+		if path == "" {
+			return nil, nil
+		}
+		b, err := read(path)
+		if err != nil {
+			return nil, err
+		}
+		out, err := certs.ParseCertificates(b)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		return out, nil
+	}
+	given, err := list(files.Answer)
+	if err != nil {
+		return "", err
+	}
+	anchors, err := list(files.Anchors)
+	if err != nil {
+		return "", err
+	}
+	var revoked *x509.RevocationList
+	if files.List != "" {
+		b, err := read(files.List)
+		if err != nil {
+			return "", err
+		}
+		all, err := certs.ParseCRLs(b)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", files.List, err)
+		}
+		revoked = all[0]
+	}
+	return c.InstallCA(r, name, given, anchors, revoked, o)
 }
 
 // installed finds the CA that an answer was installed as.

@@ -66,6 +66,7 @@ func (c *cli) initCommand() *cobra.Command {
 			"Device certificates are the device CA's affair: --device-anchors are its roots.",
 	}
 	f := cmd.Flags()
+	tokenFlags(cmd, &o)
 	f.StringVar(&o.Issuer, "issuer", "sp.example", "the centre's name, in policies and certificates")
 	f.StringVar(&o.Organization, "organization", "", "in the subjects of CAs")
 	f.StringArrayVar(&o.Hosts, "host", nil, "name or address of the server; may be repeated; default: --issuer")

@@ -99,6 +99,7 @@ func (c *cli) serviceCommand() *cobra.Command {
 		},
 	}
 	ca.Flags().StringVar(&why, "why", "", "for the record")
+	c.caFlags(ca)
 	cmd.AddCommand(ca)
 	return cmd
 }
