@@ -267,7 +267,7 @@ func TestByWhichCertificate(t *testing.T) {
 		if count.n != 5 {
 			t.Errorf("%d signatures by the device key, want 5", count.n)
 		}
-		for _, e := range must(w.running.Store().Entries(w.context(), 0, 0))(t) {
+		for _, e := range w.entries() {
 			if e.Event.Event == "enrolment" && !strings.Contains(e.Detail["client"], "devices.example") {
 				t.Errorf("enrolled by %s", e.Detail["client"])
 			}

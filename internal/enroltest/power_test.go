@@ -38,6 +38,20 @@ func (p *power) gone() bool {
 	return p.dead
 }
 
+// failed returns the step after which it failed, or nothing.
+func (p *power) failed() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.when
+}
+
+// watch has something looked at after each step.
+func (p *power) watch(each func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.each = each
+}
+
 // step does a step, unless the power is gone.
 func (p *power) step(what string, effect func()) error {
 	if p.gone() {

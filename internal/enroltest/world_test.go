@@ -279,9 +279,19 @@ func (w *world) settle() {
 // recorded returns the events on the centre's record that have a code.
 func (w *world) recorded(event, code string) []store.Entry {
 	w.Helper()
-	return slices.DeleteFunc(must(w.running.Store().Entries(w.context(), 0, 0))(w), func(e store.Entry) bool {
-		return e.Event.Event != event || e.Detail["code"] != code
-	})
+	return slices.DeleteFunc(w.entries(), func(e store.Entry) bool { return e.Event.Event != event || e.Detail["code"] != code })
+}
+
+// entries returns the centre's record.
+func (w *world) entries() []store.Entry {
+	w.Helper()
+	var all []store.Entry
+	for after := uint64(0); ; after = all[len(all)-1].Seq {
+		list := must(w.running.Store().Entries(w.context(), after, 0))(w)
+		if all = append(all, list...); len(list) == 0 {
+			return all
+		}
+	}
 }
 
 // valid returns the certificates of a service that a device has by the centre's record, without those that

@@ -1,0 +1,5 @@
+//go:build race
+
+package enroltest
+
+const raceEnabled = true
