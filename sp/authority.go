@@ -42,6 +42,7 @@ type authorities struct {
 	mu       sync.RWMutex // guards what follows
 	services map[string]*authority
 	devices  est.Trust
+	trusted  uint64         // generation of devices: from 1, another one when they are judged by other things
 	loaded   store.Revision // of the registry, that the services are of
 	epoch    string         // changes when policies are to be made anew because of what is trusted
 }
@@ -99,8 +100,9 @@ func (a *authorities) load(r *registry.Registry, rev store.Revision, now time.Ti
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.services, a.loaded = next, rev
-	if trust != nil {
+	if trust != nil && (a.trusted == 0 || !sameTrust(trust, &a.devices)) {
 		a.devices = *trust
+		a.trusted++
 	}
 	h := sha256.New()
 	for _, c := range a.devices.Anchors {
@@ -238,9 +240,15 @@ func (a *authorities) get(service string) *authority {
 }
 
 func (a *authorities) trust() est.Trust {
+	t, _ := a.trustNow()
+	return t
+}
+
+// trustNow is by what devices are judged, and its generation.
+func (a *authorities) trustNow() (est.Trust, uint64) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	return a.devices
+	return a.devices, a.trusted
 }
 
 // issuing lists the services with CAs.

@@ -58,7 +58,7 @@ func (c *Centre) identify(ctx context.Context, t *tls.ConnectionState) (*registr
 	now := c.now()
 	leaf := t.PeerCertificates[0]
 	var d *registry.Device
-	switch err := c.verifyDevice(leaf, t.PeerCertificates[1:], now); {
+	switch err := c.verifyDevice(ctx, leaf, t.PeerCertificates[1:], now); {
 	case err == nil:
 		if d = deviceOf(reg, leaf); d == nil {
 			return nil, refuse(http.StatusForbidden, "not-registered", "a device certificate that is registered", certs.SubjectOf(leaf)+", which is not", "ask the SP to register this certificate")
@@ -81,18 +81,25 @@ func revoked(d *registry.Device) *refusal {
 	return refuse(http.StatusForbidden, "device-revoked", "a device that takes part", d.Name+", which is revoked", "ask the SP")
 }
 
-func (c *Centre) verifyDevice(leaf *x509.Certificate, between []*x509.Certificate, now time.Time) error {
-	trust := c.auth.trust()
+func (c *Centre) verifyDevice(ctx context.Context, leaf *x509.Certificate, between []*x509.Certificate, now time.Time) error {
+	trust, generation := c.auth.trustNow()
+	memory, _ := ctx.Value(verdictKey{}).(*verdict)
+	if memory.holds(generation, now) {
+		return nil
+	}
 	var ders [][]byte
 	for _, k := range slices.Concat(between, trust.Intermediates) {
 		if len(ders) < certs.MaxIntermediates && !slices.ContainsFunc(ders, func(d []byte) bool { return bytes.Equal(d, k.Raw) }) {
 			ders = append(ders, k.Raw)
 		}
 	}
-	_, err := certs.VerifyChain(certs.Options{
+	v, err := certs.VerifyChain(certs.Options{
 		Leaf: leaf.Raw, Intermediates: ders, Anchors: trust.Anchors, CRLs: trust.CRLs, RequireCRL: trust.RequireCRL,
 		EKU: certs.EKUClientAuth, At: now, Role: "device",
 	})
+	if err == nil {
+		memory.keep(generation, now, v.ValidUntil)
+	}
 	return err
 }
 

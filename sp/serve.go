@@ -112,6 +112,7 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	record.Go(func() { a.events.run(recording) })
 
 	devices := est.HTTPServer(a.handler(enrol), est.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own, nil }))
+	devices.ConnContext = withVerdict
 	servers := []*http.Server{devices}
 	status := c.statusServer()
 	if l.Status != nil {
