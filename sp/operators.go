@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync"
 
 	"wardgate/internal/certs"
 	"wardgate/sp/issue"
@@ -73,7 +74,7 @@ func (s *served) serve() error {
 
 // operatorServers makes the servers for listeners of Listen.
 func (c *Centre) operatorServers(l *Listeners, own *tls.Certificate, e *events) ([]served, error) {
-	s := operator.New(operator.Options{Backend: &operators{c, e}, Log: c.log, Now: c.now})
+	s := operator.New(operator.Options{Backend: &operators{Centre: c, events: e}, Log: c.log, Now: c.now})
 	var out []served
 	if l.Operators != nil {
 		h, err := s.UnixServer(c.cfg.Operators.Group)
@@ -100,13 +101,15 @@ func (c *Centre) operatorServers(l *Listeners, own *tls.Certificate, e *events) 
 
 // OperatorAPI is what operators can do, in this process: for the command line.
 func (c *Centre) OperatorAPI() operator.API {
-	return &operator.Local{Backend: &operators{c, nil}, Now: c.now}
+	return &operator.Local{Backend: &operators{Centre: c}, Now: c.now}
 }
 
 // operators is the centre as package operator wants it.
 type operators struct {
 	*Centre
 	events *events // nil: nobody from outside asks
+
+	making sync.Mutex // one key at a time: what is half done lies in one folder
 }
 
 var _ operator.Backend = (*operators)(nil)
@@ -237,9 +240,11 @@ func (o *operators) MakeServiceKey(ctx context.Context, service string, by opera
 	if err != nil {
 		return nil, err
 	}
+	o.making.Lock()
+	defer o.making.Unlock()
 	made, err := o.Centre.MakeServiceKey(r, service)
-	if errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("%w: %w", operator.ErrConflict, err)
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, ErrUnfinished) {
+		return nil, fmt.Errorf("%w: %w", operator.ErrInTheWay, err)
 	}
 	event := store.Event{At: o.now(), Event: "service-key-made", Who: by.Who, What: service, Result: store.ResultOK, Detail: map[string]string{"made": made, "why": by.Why}}
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 
 	"wardgate/internal/certs"
 	"wardgate/internal/labca"
+	"wardgate/policy"
 	"wardgate/sp"
 	"wardgate/sp/operator"
 	"wardgate/sp/operator/operatortest"
@@ -403,5 +404,20 @@ func TestOperatorsCannotBeServed(t *testing.T) {
 	l := must(c.Listen(w.context()))(t)
 	if err := c.Serve(w.context(), l); err == nil || !strings.Contains(err.Error(), "operators") {
 		t.Errorf("anchors that are none: %v", err)
+	}
+}
+
+// A pre-shared key is made once: another one would cut off who has the first.
+func TestOperatorsMakeAKeyOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "sqlite:"+filepath.Join(t.TempDir(), "x.db"))
+	s := w.content.Services[0]
+	s.Name, s.Auth, s.Domain = "by-key", policy.AuthPSK, ""
+	w.content.Services = append(w.content.Services, s)
+	d := w.startOperators()
+	must(d.client.Apply(w.context(), d.input(), nil, operator.By{}))(t)
+	must(d.client.MakeServiceKey(w.context(), "by-key", operator.By{}))(t)
+	if _, err := d.client.MakeServiceKey(w.context(), "by-key", operator.By{}); !errors.Is(err, operator.ErrInTheWay) {
+		t.Errorf("%v", err)
 	}
 }

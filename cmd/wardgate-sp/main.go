@@ -68,7 +68,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case !c.started, errors.Is(err, errUsage), errors.Is(err, sp.ErrConfig), errors.Is(err, operator.ErrRequest):
 		return exitUsage
-	case errors.Is(err, registry.ErrRefused), errors.Is(err, operator.ErrConflict), errors.Is(err, operator.ErrNotFound), errors.Is(err, operator.ErrDenied), errors.Is(err, sp.ErrUnfinished):
+	case errors.Is(err, registry.ErrRefused), errors.Is(err, operator.ErrConflict), errors.Is(err, operator.ErrNotFound), errors.Is(err, operator.ErrInTheWay), errors.Is(err, operator.ErrDenied), errors.Is(err, sp.ErrUnfinished):
 		return exitRefused
 	}
 	return exitFailure

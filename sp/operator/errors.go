@@ -16,6 +16,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrConflict: the registry is not as the caller expected.
 	ErrConflict = errors.New("the registry is not as expected")
+	// ErrInTheWay: something that is there already, or half done, is in the way.
+	ErrInTheWay = errors.New("something is in the way")
 	// ErrDamaged: the record is not as it was.
 	ErrDamaged = errors.New("the record is damaged")
 	// ErrRequest: the request makes no sense.
@@ -58,6 +60,7 @@ const (
 	CodeRefused      = "registry-refused"
 	CodeConflict     = "conflict"
 	CodePrecondition = "precondition-required"
+	CodeInTheWay     = "in-the-way"
 	CodeDamaged      = "record-damaged"
 	CodeUnavailable  = "unavailable"
 )
@@ -87,6 +90,8 @@ func (p *Problem) Is(target error) bool {
 		return target == ErrConflict
 	case CodeRefused:
 		return target == registry.ErrRefused
+	case CodeInTheWay:
+		return target == ErrInTheWay
 	case CodeDamaged:
 		return target == ErrDamaged
 	case CodeDenied:
@@ -114,6 +119,8 @@ func problemOf(err error) *Problem {
 		return problem(http.StatusNotFound, CodeNotFound, "something that there is", err.Error(), "see the list")
 	case errors.Is(err, registry.ErrRefused):
 		return problem(http.StatusUnprocessableEntity, CodeRefused, "a registry that keeps the rules", err.Error(), "")
+	case errors.Is(err, ErrInTheWay):
+		return problem(http.StatusConflict, CodeInTheWay, "nothing in the way", err.Error(), "see docs/sp.md: service ca")
 	case errors.Is(err, ErrDamaged):
 		return problem(http.StatusConflict, CodeDamaged, "a record that is as it was", err.Error(), "compare with a backup, and find out who had access to the database")
 	case errors.Is(err, ErrRequest):

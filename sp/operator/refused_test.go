@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -248,6 +249,19 @@ func TestTrouble(t *testing.T) {
 		if r := w.want(503, "unavailable", "GET", path, ""); r.header.Get("Retry-After") == "" || strings.Contains(r.body, "invalid argument") {
 			t.Errorf("%s: %v %s", path, r.header, r.body)
 		}
+	}
+}
+
+// What is in the way is said, and is the client's affair.
+func TestInTheWay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.fake.keys = fmt.Errorf("%w: services/group-a/psk exists", operator.ErrInTheWay)
+	if r := w.want(409, "in-the-way", "POST", "/v1/services/group-a/ca", "{}", "Content-Type", asJSON); !strings.Contains(r.body, "psk exists") {
+		t.Errorf("%s", r.body)
+	}
+	if _, err := w.client.MakeServiceKey(t.Context(), "group-a", operator.By{}); !errors.Is(err, operator.ErrInTheWay) {
+		t.Errorf("%v", err)
 	}
 }
 

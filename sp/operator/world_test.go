@@ -40,6 +40,7 @@ type fake struct {
 	asked   []string // of what would change keys
 	block   chan struct{}
 	fail    error
+	keys    error  // of MakeServiceKey
 	between func() // called between a plan and its being carried out
 }
 
@@ -152,6 +153,9 @@ func (f *fake) RevokeDevice(_ context.Context, device, reason string, by operato
 }
 
 func (f *fake) MakeServiceKey(_ context.Context, service string, by operator.By) (*operator.Made, error) {
+	if f.keys != nil {
+		return nil, f.keys
+	}
 	f.ask("key", service, by)
 	return &operator.Made{Made: "services/" + service + "/2"}, nil
 }
