@@ -56,6 +56,7 @@ type worker struct {
 	checked time.Time // up to when it was looked for memberships and contracts that begin or end
 	epoch   string    // of the trust that policies were last asked for by
 	looked  time.Time // when files were last looked at
+	renewed time.Time // when it was last looked for policies that end soon
 	seen    store.Revision
 }
 
@@ -122,23 +123,45 @@ func (w *worker) clock(ctx context.Context) error {
 	for _, d := range due {
 		jobs = append(jobs, store.Job{Kind: jobTime, Item: d, Wanted: uint64(max(now.UnixMicro(), 1))})
 	}
-	// Half of its life is left for an outage of the centre.
-	ending, err := w.st.PoliciesExpiring(ctx, now.Add(time.Duration(w.cfg.Policy.Life)/2), 0)
-	if err != nil {
-		return err
-	}
-	for _, h := range ending {
-		if d := reg.Device(h.Device); d != nil && d.State != registry.Revoked {
-			jobs = append(jobs, store.Job{Kind: jobRenew, Item: h.Device, Wanted: h.Serial})
-		}
-	}
 	if len(jobs) > 0 {
 		if err := w.st.Enqueue(ctx, jobs, now); err != nil {
 			return err
 		}
 	}
 	w.checked, w.epoch = now, epoch
-	return nil
+	return w.renew(ctx, reg, now)
+}
+
+// renew queues, once in a while, the devices whose policies have lived half of their lives; the other
+// half is left for an outage of the centre. It looks through all of them: policies of devices that are
+// revoked or gone are renewed by nobody, and stay the first to end.
+func (w *worker) renew(ctx context.Context, reg *registry.Registry, now time.Time) error {
+	if !w.renewed.IsZero() && now.Sub(w.renewed) < step && !now.Before(w.renewed) {
+		return nil
+	}
+	var after store.PolicyHead
+	for {
+		ending, err := w.st.PoliciesExpiring(ctx, now.Add(time.Duration(w.cfg.Policy.Life)/2), after, 0)
+		if err != nil {
+			return err
+		}
+		if len(ending) == 0 {
+			w.renewed = now
+			return nil
+		}
+		var jobs []store.Job
+		for _, h := range ending {
+			if d := reg.Device(h.Device); d != nil && d.State != registry.Revoked {
+				jobs = append(jobs, store.Job{Kind: jobRenew, Item: h.Device, Wanted: h.Serial})
+			}
+		}
+		if len(jobs) > 0 {
+			if err := w.st.Enqueue(ctx, jobs, now); err != nil {
+				return err
+			}
+		}
+		after = ending[len(ending)-1]
+	}
 }
 
 // some claims and does work of one kind, and says how much.

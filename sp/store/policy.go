@@ -205,9 +205,11 @@ func (s *Store) ChangesSince(ctx context.Context, seq uint64, limit int) ([]Poli
 }
 
 // PoliciesExpiring returns the newest policies that end before a time, the first to end first: they
-// are to be signed anew, with the same content.
-func (s *Store) PoliciesExpiring(ctx context.Context, before time.Time, limit int) ([]PolicyHead, error) {
-	out, err := s.heads(ctx, "SELECT "+policyHeadColumns+" FROM policy_head WHERE not_after < ? ORDER BY not_after, device LIMIT ?", micro(before), page(limit))
+// are to be signed anew, with the same content. Those up to and with after are left out, so that whoever
+// goes on with the last one that it was given sees all of them: also behind those that nobody renews.
+func (s *Store) PoliciesExpiring(ctx context.Context, before time.Time, after PolicyHead, limit int) ([]PolicyHead, error) {
+	out, err := s.heads(ctx, "SELECT "+policyHeadColumns+" FROM policy_head WHERE not_after < ? AND (not_after, device) > (?, ?) ORDER BY not_after, device LIMIT ?",
+		micro(before), micro(after.NotAfter), after.Device, page(limit))
 	if err != nil {
 		return nil, fmt.Errorf("policies that expire: %w", err)
 	}

@@ -40,9 +40,9 @@ func (s *Store) Prune(ctx context.Context, p Prune, now time.Time) (done Pruned,
 			micro(now.Add(-p.Certificates)))
 	}
 	if p.Policies > 0 {
-		// Serials may have gaps: the ones to stay are counted, not calculated.
-		loop(&done.Policies, `DELETE FROM policy WHERE seq IN (
-			SELECT seq FROM (SELECT seq, ROW_NUMBER() OVER (PARTITION BY device ORDER BY serial DESC) AS age FROM policy) AS aged WHERE age > ? LIMIT ?)`, p.Policies)
+		if err == nil {
+			done.Policies, err = s.prunePolicies(ctx, p)
+		}
 	}
 	if p.Jobs > 0 {
 		loop(&done.Jobs, "DELETE FROM job WHERE (kind, item) IN (SELECT kind, item FROM job WHERE wanted <= done AND due < ? LIMIT ?)", micro(now.Add(-p.Jobs)))
@@ -51,6 +51,34 @@ func (s *Store) Prune(ctx context.Context, p Prune, now time.Time) (done Pruned,
 		return done, fmt.Errorf("prune: %w", err)
 	}
 	return done, nil
+}
+
+// prunePolicies looks for the devices with too many while others write, and then removes a few devices'
+// at a time. Serials may have gaps: the ones to stay are counted, not calculated.
+func (s *Store) prunePolicies(ctx context.Context, p Prune) (n int, err error) {
+	for {
+		var devices []string
+		err := s.reader(ctx).rows(func(r row) error {
+			var d string
+			err := r.Scan(&d)
+			devices = append(devices, d)
+			return err
+		}, "SELECT device FROM policy GROUP BY device HAVING COUNT(*) > ? ORDER BY device LIMIT ?", p.Policies, p.Step)
+		if err != nil || len(devices) == 0 {
+			return n, err
+		}
+		for _, d := range devices {
+			err := s.write(ctx, func(t *tx) error {
+				gone, err := t.exec(`DELETE FROM policy WHERE device = ? AND serial < (
+					SELECT MIN(serial) FROM (SELECT serial FROM policy WHERE device = ? ORDER BY serial DESC LIMIT ?) AS newest)`, d, d, p.Policies)
+				n += int(gone)
+				return err
+			})
+			if err != nil {
+				return n, err
+			}
+		}
+	}
 }
 
 // Check looks for contradictions: the database's own pages (SQLite), what must be true of the tables,

@@ -476,8 +476,17 @@ func TestPolicySerialsNeverGoBack(t *testing.T) {
 		same(t, len(get(s.ChangesSince(ctx, 2, 0))(t)), 1)
 		same(t, len(get(s.ChangesSince(ctx, 4, 0))(t)), 0)
 		same(t, get(s.Heads(ctx))(t).Policy, uint64(4))
-		same(t, len(get(s.PoliciesExpiring(ctx, t0.AddDate(0, 0, 31), 1))(t)), 1)
-		same(t, len(get(s.PoliciesExpiring(ctx, t0, 0))(t)), 0)
+		var expiring []string
+		for after := (store.PolicyHead{}); ; {
+			one := get(s.PoliciesExpiring(ctx, t0.AddDate(0, 0, 31), after, 1))(t)
+			if len(one) == 0 {
+				break
+			}
+			after = one[0]
+			expiring = append(expiring, after.Device)
+		}
+		same(t, expiring, []string{"a", "b"})
+		same(t, len(get(s.PoliciesExpiring(ctx, t0, store.PolicyHead{}, 0))(t)), 0)
 
 		same(t, get(s.Prune(ctx, store.Prune{Policies: 2, Step: 1}, t0))(t), store.Pruned{Policies: 1})
 		_, err = s.Policy(ctx, "a", 1)
