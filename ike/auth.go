@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"bytes"
 	"crypto/rsa"
 	"crypto/x509"
 	"errors"
@@ -24,13 +25,14 @@ type authState struct {
 	verifying  bool       // job is a verdict
 
 	// Responder.
-	req      *parsed       // the IKE_AUTH request under way
-	set      *peerSet      // that candidates are of
-	trusts   []*branch     // one candidate for each trust, in the order of the verdicts
-	childSA  []suite.Offer // from the first request
-	tsi      *message.TS
-	tsr      *message.TS
-	resource bool // the first request wants several CHILD SAs (RFC 9611)
+	req       *parsed       // the IKE_AUTH request under way
+	set       *peerSet      // that candidates are of
+	trusts    []*branch     // one candidate for each trust, in the order of the verdicts
+	ppkProofs []ppkProof    // for each of trusts
+	childSA   []suite.Offer // from the first request
+	tsi       *message.TS
+	tsr       *message.TS
+	resource  bool // the first request wants several CHILD SAs (RFC 9611)
 
 	// Initiator.
 	resp     *parsed // the answer under judgement
@@ -55,6 +57,7 @@ type proof struct {
 type authValue struct {
 	method uint8
 	data   []byte
+	plain  []byte // of NO_PPK_AUTH (RFC 8784); nil: none
 }
 
 // round returns the round under way, -1 outside of the rounds.
@@ -77,22 +80,50 @@ func (h *handshake) role(round int) string {
 // sign starts the signature of our AUTH payload of the round under way.
 func (sa *SA) sign(la *LocalAuth) {
 	h, g := sa.handshake, sa.cur
-	msg, nonce, skp := h.initReq, h.nr, g.prot.keys.SKpi
+	msg, nonce := h.initReq, h.nr
 	if !g.initiator {
-		msg, nonce, skp = h.initResp, h.ni, g.prot.keys.SKpr
+		msg, nonce = h.initResp, h.ni
 	}
 	idBody := la.ID.payload(!g.initiator).Body()
-	octets := suite.SignedOctets(g.prot.prf, skp, msg, nonce, idBody, h.inter.octets())
+	octets := func(k *suite.IKEKeys) []byte {
+		return suite.SignedOctets(g.prot.prf, skp(k, g.initiator), msg, nonce, idBody, h.inter.octets())
+	}
+	first, plain := octets(g.prot.keys), []byte(nil)
+	if p := &h.ppk; h.round == 0 && g.initiator && p.key != nil {
+		var err error
+		if p.mixed, err = g.prot.mix(p.key); err != nil {
+			sa.fail(err)
+			return
+		}
+		if !sa.peer.RemoteAuth[0].RequirePPK {
+			plain = first
+		}
+		first = octets(p.mixed)
+	}
 	h.job, h.verifying = sa.job(), false
 	if len(la.PSK) > 0 {
 		psk := suite.CopySecret(la.PSK)
-		data, err := suite.PSKAuth(g.prot.prf, psk, octets)
-		psk.Wipe()
-		sa.onSigned(evSigned{job: h.job, auth: authValue{suite.AuthPSK, data}, err: err})
+		defer psk.Wipe()
+		auth, err := authValue{method: suite.AuthPSK}, error(nil)
+		if auth.data, err = suite.PSKAuth(g.prot.prf, psk, first); err == nil && plain != nil {
+			auth.plain, err = suite.PSKAuth(g.prot.prf, psk, plain)
+		}
+		sa.onSigned(evSigned{job: h.job, auth: auth, err: err})
 		return
 	}
 	hashes, rand := h.peerHashes, sa.host.rand()
-	sa.do(actSign{job: h.job, sign: func() (authValue, error) { return signAUTH(la, hashes, octets, rand) }})
+	sa.do(actSign{job: h.job, sign: func() (authValue, error) {
+		auth, err := signAUTH(la, hashes, first, rand)
+		if err != nil || plain == nil {
+			return auth, err
+		}
+		second, err := signAUTH(la, hashes, plain, rand)
+		if err == nil && second.method != auth.method {
+			err = fmt.Errorf("ike: the key signs with method %d, then with %d", auth.method, second.method)
+		}
+		auth.plain = second.data
+		return auth, err
+	}})
 }
 
 // signAUTH computes an AUTH payload with a key that may be anywhere. It runs in a worker.
@@ -116,7 +147,7 @@ func signAUTH(la *LocalAuth, peerHashes []uint16, octets []byte, rand io.Reader)
 				err = suite.VerifySignature(pub, s.Method(), data, octets, suite.SignatureHashes())
 			}
 			if err == nil {
-				return authValue{s.Method(), data}, nil
+				return authValue{method: s.Method(), data: data}, nil
 			}
 		}
 		if first == nil {
@@ -165,9 +196,8 @@ func addIdentity(out *outgoing, la *LocalAuth, responder bool, auth authValue) {
 
 // verifyJob is one AUTH payload of the peer that waits for its verdict.
 type verifyJob struct {
-	octets []byte
 	method uint8
-	data   []byte
+	proofs []ppkProof // for each query: what is signed, and the signature
 	leaf   []byte
 }
 
@@ -175,11 +205,10 @@ type verifyJob struct {
 // candidates that the same proof convinces.
 func (sa *SA) verify(in *parsed, id *message.ID) *RefusedError {
 	h, g := sa.handshake, sa.cur
-	msg, nonce, skp := h.initResp, h.ni, g.prot.keys.SKpr // of a responder
+	msg, nonce := h.initResp, h.ni // of a responder
 	if !g.initiator {
-		msg, nonce, skp = h.initReq, h.nr, g.prot.keys.SKpi
+		msg, nonce = h.initReq, h.nr
 	}
-	octets := suite.SignedOctets(g.prot.prf, skp, msg, nonce, id.Body(), h.inter.octets())
 	method := uint8(in.auth.Method)
 
 	// Only candidates that expect this kind of proof can be convinced by it.
@@ -206,12 +235,19 @@ func (sa *SA) verify(in *parsed, id *message.ID) *RefusedError {
 			h.trusts = append(h.trusts, c)
 		}
 	}
+	proofs := sa.ppkProofs(in, func(skp suite.Secret) []byte {
+		return suite.SignedOctets(g.prot.prf, skp, msg, nonce, id.Body(), h.inter.octets())
+	})
+	h.ppkProofs = proofs
 	h.job, h.verifying = sa.job(), true
 	if method == suite.AuthPSK {
 		verdicts := make([]error, len(h.trusts))
 		for i, b := range h.trusts {
+			if verdicts[i] = proofs[i].err; verdicts[i] != nil {
+				continue
+			}
 			psk := suite.CopySecret(b.first.RemoteAuth[r].PSK)
-			if err := suite.VerifyPSK(g.prot.prf, psk, octets, in.auth.Data); err != nil {
+			if err := suite.VerifyPSK(g.prot.prf, psk, proofs[i].octets, proofs[i].data); err != nil {
 				verdicts[i] = refused(CodeBadSignature, r, err, "the pre-shared key does not match")
 			}
 			psk.Wipe()
@@ -236,7 +272,7 @@ func (sa *SA) verify(in *parsed, id *message.ID) *RefusedError {
 			queries[i].Earlier = append(queries[i].Earlier, p.cert)
 		}
 	}
-	job := verifyJob{octets, method, in.auth.Data, chain[0]}
+	job := verifyJob{method, proofs, chain[0]}
 	sa.do(actVerify{job: h.job, check: func(verify func(CertQuery) error) []error { return job.check(queries, verify) }})
 	return nil
 }
@@ -257,27 +293,33 @@ func x509Chain(certs []*message.Cert) [][]byte {
 // check judges chain and signature; both must hold. It runs in a worker.
 func (j *verifyJob) check(queries []CertQuery, verify func(CertQuery) error) []error {
 	out := make([]error, len(queries))
-	var sigErr error
-	sigDone := false
+	done := -1 // the query whose signature was checked last
 	for i, q := range queries {
+		p := &j.proofs[i]
+		if p.err != nil {
+			out[i] = p.err
+			continue
+		}
 		if err := verify(q); err != nil {
 			out[i] = refused(VerdictCode(err), q.Round, err, "the certificate of %v was refused", q.ID)
 			continue
 		}
-		if !sigDone {
-			sigDone, sigErr = true, j.signature(q.Round)
+		if done < 0 || !bytes.Equal(j.proofs[done].octets, p.octets) {
+			out[i] = j.signature(q.Round, p)
+		} else {
+			out[i] = out[done]
 		}
-		out[i] = sigErr
+		done = i
 	}
 	return out
 }
 
-func (j *verifyJob) signature(round int) error {
+func (j *verifyJob) signature(round int, p *ppkProof) error {
 	leaf, err := x509.ParseCertificate(j.leaf)
 	if err != nil {
 		return refused(CodeBadCert, round, err, "the certificate cannot be parsed")
 	}
-	if err := suite.VerifySignature(leaf.PublicKey, j.method, j.data, j.octets, suite.SignatureHashes()); err != nil {
+	if err := suite.VerifySignature(leaf.PublicKey, j.method, p.data, p.octets, suite.SignatureHashes()); err != nil {
 		code := CodeBadSignature
 		if errors.Is(err, suite.ErrAuthMethod) {
 			code = CodeAuthMethod
@@ -305,9 +347,14 @@ func (sa *SA) onVerdict(ev evVerdict) {
 		switch {
 		case i < len(ev.verdicts) && ev.verdicts[i] == nil:
 			convinced[b.trust] = true
-			p.convinced = append(p.convinced, &b.first.RemoteAuth[h.round])
 		case first == nil && i < len(ev.verdicts):
 			first = ev.verdicts[i]
+		}
+	}
+	sa.settlePPK(convinced)
+	for _, b := range h.trusts {
+		if convinced[b.trust] {
+			p.convinced = append(p.convinced, &b.first.RemoteAuth[h.round])
 		}
 	}
 	h.trusts = nil
@@ -367,6 +414,9 @@ func (sa *SA) establish() (*established, error) {
 		// A parsed certificate is several times as large as its octets, and seldom needed again.
 		p.cert = nil
 		e.proofs = append(e.proofs, p)
+	}
+	if ra := &sa.peer.RemoteAuth[0]; ra.RequirePPK && sa.ppk == "" {
+		return nil, refused(CodePPK, -1, nil, "connection %q requires a PPK, and none is in the keys", sa.peer.Name)
 	}
 	if !hasOffer(sa.peer.Proposals, sa.cur.chosen) {
 		return nil, refused(CodeSuiteNotAllowed, -1, nil, "%v was negotiated before it was known who the peer is; connection %q does not allow it", sa.cur.chosen, sa.peer.Name)

@@ -30,6 +30,12 @@ func (sa *SA) sendRound(auth authValue) {
 	h.localIDs = append(h.localIDs, la.ID)
 	out := newOutgoing()
 	addIdentity(out, la, false, auth)
+	if h.round == 0 && h.ppk.key != nil {
+		out.notify(message.NotifyPPKIdentity, append([]byte{ppkIDFixed}, h.ppk.key.ID...))
+		if auth.plain != nil {
+			out.notify(notifyNoPPK, auth.plain)
+		}
+	}
 	if len(ra.IDs) == 1 {
 		// Whom we want to talk to: the responder may be several.
 		out.add(ra.IDs[0].payload(true))
@@ -124,6 +130,12 @@ func (authTask) done(sa *SA, _ *generation, in *parsed) {
 	if !containsID(ra.IDs, id) {
 		sa.abort(refused(CodeUnknownIdentity, r, nil, "round %d: expected the peer to be %s, it says it is %v", r+1, joinIDs(ra.IDs), id))
 		return
+	}
+	if r == 0 {
+		if err := sa.answeredPPK(in); err != nil {
+			sa.abort(err)
+			return
+		}
 	}
 	h.resp = in
 	if err := sa.verify(in, in.idr); err != nil {

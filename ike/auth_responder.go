@@ -247,6 +247,9 @@ func (sa *SA) answerRound(auth authValue) {
 	in := h.req
 	out := newOutgoing()
 	addIdentity(out, la, true, auth)
+	if r == 0 && h.ppk.key != nil {
+		out.notify(message.NotifyPPKIdentity, nil)
+	}
 	h.localIDs = append(h.localIDs, la.ID)
 	if in.has(message.NotifyAnotherAuthFollows) {
 		out.notify(message.NotifyAnotherAuthFollows, nil)

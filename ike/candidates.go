@@ -415,6 +415,16 @@ func (x *indexer) trustNumber(a *RemoteAuth) int {
 	}
 	x.begin(isTrust)
 	x.addInt(a.RelatedToRound)
+	x.addInt(len(a.PPKs))
+	for _, k := range a.PPKs {
+		x.add(k.ID)
+		x.addBytes(k.Secret)
+	}
+	if a.RequirePPK {
+		x.addInt(1)
+	} else {
+		x.addInt(0)
+	}
 	if a.RequireCRL {
 		x.addInt(1)
 	} else {

@@ -42,6 +42,7 @@ const (
 	CodeSuiteNotAllowed  Code = "suite-not-allowed"  // negotiated suite is not one of the connection that was found
 	CodeUnsupported      Code = "unsupported"        // an unknown critical payload
 	CodeDuplicatePayload Code = "duplicate-payload"
+	CodePPK              Code = "ppk-missing" // a postquantum preshared key is required and not there
 )
 
 // Errors of the API.

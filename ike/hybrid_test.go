@@ -301,4 +301,3 @@ func TestHybridRekeyEverySecond(t *testing.T) {
 		t.Errorf("refused: %v %v", texts(p.a.Refusals), texts(p.b.Refusals))
 	}
 }
-

@@ -46,6 +46,7 @@ type handshake struct {
 	multipleAuth      bool     // the peer announced RFC 4739
 	initialContact    bool     // responder: the peer sent INITIAL_CONTACT
 	inter             intermediate
+	ppk               ppkState
 
 	authState
 }
@@ -55,6 +56,7 @@ func (h *handshake) wipe() {
 		h.kex.Wipe()
 	}
 	h.inter.wipe()
+	h.ppk.wipe()
 }
 
 // newInitiator makes the IKE SA that evInitiate starts.
@@ -143,6 +145,7 @@ func (sa *SA) tryInit(group uint16) {
 	out.offers(h.offers...).ke(group, h.kex.Public()).nonce(h.ni)
 	sa.addInitNotifies(out, g.spiI, 0, sa.path, sa.peer.ForceEncap)
 	out.notify(notifyIntermediate, nil)
+	sa.announcePPK(out)
 	for _, v := range sa.cfg.VendorIDs {
 		out.add(&message.VendorID{Data: v})
 	}
@@ -299,6 +302,10 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 	}
 	if chosen.HasAdditionalKE() && !in.has(notifyIntermediate) {
 		sa.later(refused(CodeNoProposal, -1, nil, "the peer chose %s without announcing IKE_INTERMEDIATE, which the additional key exchanges need", chosen))
+		return
+	}
+	if err := sa.proposePPK(in); err != nil {
+		sa.later(err)
 		return
 	}
 	prf, err := suite.NewPRF(chosen.PRF)
@@ -596,6 +603,10 @@ func (sa *SA) onFresh(ev evFresh) {
 	if ev.req.has(notifyIntermediate) {
 		out.notify(notifyIntermediate, nil)
 		h.inter.agreed, h.inter.methods = true, g.chosen.AdditionalKE()
+	}
+	if h.set.ppk && ev.req.has(message.NotifyUsePPK) {
+		out.notify(message.NotifyUsePPK, nil)
+		h.ppk.agreed = true
 	}
 	out.notify(message.NotifyMultipleAuthSupported, nil)
 	if req := certReq(ev.from.anchors); req != nil {

@@ -15,6 +15,7 @@ import (
 // peerSet is the set of connections, read-only after it was made.
 type peerSet struct {
 	byName map[string]*PeerConfig
+	ppk    bool // some have a PPK
 
 	// What candidates.go looks up.
 	roots     map[netip.Addr]*branch // by PeerConfig.Local
@@ -31,6 +32,7 @@ func newPeerSet(peers []*PeerConfig) *peerSet {
 	}
 	for _, p := range peers {
 		s.byName[p.Name] = p
+		s.ppk = s.ppk || len(p.RemoteAuth) > 0 && len(p.RemoteAuth[0].PPKs) > 0
 	}
 	s.index(peers)
 	return s
@@ -109,6 +111,9 @@ func (p *PeerConfig) validate(own leaves) error {
 		}
 	}
 	for i, a := range p.RemoteAuth {
+		if err := a.validatePPK(i); err != nil {
+			return fail("%v", err)
+		}
 		switch {
 		case len(a.IDs) == 0:
 			return fail("remote round %d: no identity", i+1)
@@ -188,7 +193,7 @@ func (a *RemoteAuth) sameTrust(b *RemoteAuth) bool {
 
 // sameAuthority is sameTrust without revocation.
 func (a *RemoteAuth) sameAuthority(b *RemoteAuth) bool {
-	return a == b || a.RelatedToRound == b.RelatedToRound && bytes.Equal(a.PSK, b.PSK) &&
+	return a == b || a.RelatedToRound == b.RelatedToRound && bytes.Equal(a.PSK, b.PSK) && a.samePPKs(b) &&
 		slices.EqualFunc(a.Anchors, b.Anchors, (*x509.Certificate).Equal)
 }
 

@@ -37,23 +37,30 @@ func (g *generation) protect(seed suite.Secret, ni, nr []byte) error {
 		return err
 	}
 	g.prot = &protection{prf: prf, keys: keys, out: out, in: in}
-	if log := g.sa.cfg.keyLog; log != nil {
-		for _, k := range []struct {
-			name string
-			s    suite.Secret
-		}{
-			{"d", keys.SKd},
-			{"ai", keys.SKai},
-			{"ar", keys.SKar},
-			{"ei", keys.SKei},
-			{"er", keys.SKer},
-			{"pi", keys.SKpi},
-			{"pr", keys.SKpr},
-		} {
-			log(fmt.Sprintf("sk_%s-%016x", k.name, g.spiI), append([]byte(nil), k.s.Bytes()...))
-		}
-	}
+	g.logKeys()
 	return nil
+}
+
+// logKeys hands the keys to the log of tests.
+func (g *generation) logKeys() {
+	log, keys := g.sa.cfg.keyLog, g.prot.keys
+	if log == nil {
+		return
+	}
+	for _, k := range []struct {
+		name string
+		s    suite.Secret
+	}{
+		{"d", keys.SKd},
+		{"ai", keys.SKai},
+		{"ar", keys.SKar},
+		{"ei", keys.SKei},
+		{"er", keys.SKer},
+		{"pi", keys.SKpi},
+		{"pr", keys.SKpr},
+	} {
+		log(fmt.Sprintf("sk_%s-%016x", k.name, g.spiI), append([]byte(nil), k.s.Bytes()...))
+	}
 }
 
 func (p *protection) wipe() {

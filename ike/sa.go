@@ -41,6 +41,7 @@ type SA struct {
 	pending  []*pending
 	lastLink uint64
 
+	ppk    string   // ID of the PPK in use
 	wanted []string // CHILD SAs asked for before the IKE SA stood
 	queues map[string]*queueGroup
 
@@ -299,7 +300,7 @@ func (sa *SA) info() SAInfo {
 	}
 	if sa.est != nil {
 		i.LocalIDs, i.RemoteIDs = sa.est.localIDs, sa.est.remoteIDs
-		i.RemoteCerts, i.Created = sa.est.remoteCerts, sa.est.created
+		i.RemoteCerts, i.Created, i.PPK = sa.est.remoteCerts, sa.est.created, sa.ppk
 	}
 	return i
 }

@@ -134,6 +134,12 @@ type RemoteAuth struct {
 
 	PSK []byte // pre-shared key; empty: certificate
 
+	// PPKs are postquantum preshared keys that the peer may name, in the first round alone (RFC
+	// 8784); as initiator we propose the first one. RequirePPK refuses a peer that has none of them;
+	// without it, a peer that does not know them is talked to without.
+	PPKs       []PPK
+	RequirePPK bool
+
 	Anchors    []*x509.Certificate
 	CRLs       []*x509.RevocationList
 	RequireCRL bool // a certificate whose issuer has no valid CRL here is refused
@@ -220,6 +226,7 @@ type SAInfo struct {
 	RemoteIDs   []Identity // one for each round
 	RemoteCerts [][]byte   // DER of the leaves, one for each round, nil where a PSK was used
 	Created     time.Time  // when the last round was done
+	PPK         string     // ID of the PPK in its keys (RFC 8784); empty: none
 	NATLocal    bool       // we are behind a NAT
 	NATRemote   bool       // the peer is
 }
