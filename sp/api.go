@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -43,7 +44,9 @@ type reported struct {
 
 func (a *api) refuse(w http.ResponseWriter, r *http.Request, device string, f *refusal) {
 	what := r.Method + " " + r.URL.Path
-	if f.cause != nil {
+	if f.cause != nil && r.Context().Err() != nil {
+		a.log.Debug("a client left before it was answered", "what", certs.Quote(what), "device", device)
+	} else if f.cause != nil {
 		a.log.Error("a request failed", "what", certs.Quote(what), "device", device, "error", f.cause)
 	} else {
 		who := device
@@ -242,6 +245,9 @@ func (a *api) takeReport(w http.ResponseWriter, r *http.Request, device string) 
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return refuse(http.StatusRequestEntityTooLarge, "too-large", fmt.Sprintf("at most %d octets", maxReport), "more", "tell the latest errors only")
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return refuse(http.StatusRequestTimeout, "too-slow", "the whole report in time", "a part of it", "check the connection, then tell it again")
 	}
 	if err != nil {
 		return refuse(http.StatusBadRequest, "malformed", "a report (docs/sp.md)", certs.Quote(err.Error()), "")

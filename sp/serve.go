@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"wardgate/internal/certs"
 	"wardgate/sp/est"
 	"wardgate/sp/issue"
 	"wardgate/sp/registry"
@@ -157,15 +158,26 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	return err
 }
 
-// handler is what devices see.
+// handler is what devices see. A path is taken as it came: nothing in it is cleaned or redirected, and what
+// is none of ours is refused, and recorded, by the enrolment.
 func (a *api) handler(enrol http.Handler) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/policy", a.servePolicy)
-	mux.HandleFunc("POST /v1/report", a.serveReport)
-	// Enrolment looks at the path as it came: ServeMux would clean and redirect it.
+	only := func(method string, h http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != method {
+				w.Header().Set("Allow", method)
+				a.refuse(w, r, "", refuse(http.StatusMethodNotAllowed, "bad-method", method, certs.Quote(r.Method), "use "+method))
+				return
+			}
+			h(w, r)
+		}
+	}
+	own := map[string]http.Handler{
+		"/v1/policy": only(http.MethodGet, a.servePolicy),
+		"/v1/report": only(http.MethodPost, a.serveReport),
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if len(r.URL.Path) > 3 && r.URL.Path[:4] == "/v1/" {
-			mux.ServeHTTP(w, r)
+		if h := own[r.URL.EscapedPath()]; h != nil {
+			h.ServeHTTP(w, r)
 			return
 		}
 		enrol.ServeHTTP(w, r)
