@@ -53,6 +53,9 @@ type Config struct {
 type Database struct {
 	URL  string   `toml:"url"`  // sqlite:PATH or postgres://…
 	Poll Duration `toml:"poll"` // how often to look for what other instances wrote; default 250ms
+	// Keep is how long certificates that have ended and work that is done stay; default 2160h, 0: for ever.
+	Keep         Duration `toml:"keep"`
+	KeepPolicies int      `toml:"keep_policies"` // of each device, the newest included; default 10, 0: all
 }
 
 // Server is the section [server].
@@ -113,7 +116,7 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 		return nil, fmt.Errorf("%w: %s: expected at most %d octets, came %d", ErrConfig, name, maxConfig, len(data))
 	}
 	c := &Config{
-		Database: Database{Poll: Duration(250 * time.Millisecond)},
+		Database: Database{Poll: Duration(250 * time.Millisecond), Keep: Duration(90 * 24 * time.Hour), KeepPolicies: 10},
 		Server:   Server{Listen: ":8443"},
 		Services: Services{Life: Duration(issue.DefaultLife), Overlap: Duration(time.Hour)},
 		Policy:   Policy{Life: Duration(72 * time.Hour)},
@@ -199,6 +202,7 @@ func (c *Config) check(name string) error {
 		min, max time.Duration
 	}{
 		{"database.poll", c.Database.Poll, 10 * time.Millisecond, time.Minute},
+		{"database.keep", c.Database.Keep, 0, 100 * 365 * 24 * time.Hour},
 		{"services.life", c.Services.Life, issue.MinLife, issue.MaxLife},
 		{"services.overlap", c.Services.Overlap, 0, issue.MaxLife},
 		{"services.publish_before", c.Services.PublishBefore, 0, issue.MaxLife},
@@ -208,6 +212,9 @@ func (c *Config) check(name string) error {
 		if v := time.Duration(d.value); v < d.min || v > d.max {
 			fault(d.key, fmt.Sprintf("%v to %v", d.min, d.max), v.String())
 		}
+	}
+	if c.Database.KeepPolicies < 0 {
+		fault("database.keep_policies", "0 (all) or more", fmt.Sprint(c.Database.KeepPolicies))
 	}
 	if c.Limits.Waiting < 1 || c.Limits.Waiting > 10_000_000 {
 		fault("limits.waiting", "1 to 10000000", fmt.Sprint(c.Limits.Waiting))
