@@ -217,35 +217,44 @@ func connName(a, b int) string {
 	return fmt.Sprintf("%c-%c", 'A'+min(a, b), 'A'+max(a, b))
 }
 
-// proposalsOf caches what is the same in all runs; read-only.
-var proposalsOf = sync.OnceValue(func() map[string][]suite.Proposal {
-	out := map[string][]suite.Proposal{}
-	for protocol, list := range map[uint8][]string{
-		suite.ProtocolIKE: {"aes128gcm16-prfsha256-x25519", "aes128gcm16-prfsha256-x25519-ecp256", "aes128gcm16-prfsha256-ecp256-x25519"},
-		suite.ProtocolESP: {"aes128gcm16", "aes128gcm16-x25519-ecp256", "aes128gcm16-ecp256-x25519"},
-	} {
-		for _, s := range list {
-			p, err := suite.ParseProposals(protocol, []string{s})
-			if err != nil {
-				panic(err)
-			}
-			out[s] = p
-		}
+// proposalCache holds what is the same in all runs; what is in it is read-only.
+var proposalCache sync.Map
+
+func proposalsOf(protocol uint8, s string) []suite.Proposal {
+	if p, ok := proposalCache.Load(s); ok {
+		return p.([]suite.Proposal) //nolint:forcetypeassert // nothing else is stored
 	}
-	return out
-})
+	p, err := suite.ParseProposals(protocol, []string{s})
+	if err != nil {
+		panic(err)
+	}
+	proposalCache.Store(s, p)
+	return p
+}
 
 // connections are those of a node with all others.
 func (r *run) connections(n *simNode) []*ike.PeerConfig {
 	p := r.plan
-	props := proposalsOf()
-	ikeProps, espProps := props["aes128gcm16-prfsha256-x25519"], props["aes128gcm16"]
+	ikeKE, espKE := "-x25519", ""
 	if p.Groups {
-		ikeProps = props[[]string{"aes128gcm16-prfsha256-x25519-ecp256", "aes128gcm16-prfsha256-ecp256-x25519"}[n.i%2]]
+		ikeKE = []string{"-x25519-ecp256", "-ecp256-x25519"}[n.i%2]
 	}
 	if p.PFS {
-		espProps = props[[]string{"aes128gcm16-x25519-ecp256", "aes128gcm16-ecp256-x25519"}[n.i%2]]
+		espKE = []string{"-x25519-ecp256", "-ecp256-x25519"}[n.i%2]
 	}
+	switch p.Hybrid {
+	case HybridNone:
+	case HybridIKE, HybridBoth:
+		ikeKE = "-x25519-ke1_ecp256"
+	case HybridMLKEM:
+		ikeKE, espKE = "-x25519-ke1_mlkem768", "-x25519-ke1_mlkem768"
+	default:
+	}
+	if p.Hybrid == HybridChild || p.Hybrid == HybridBoth {
+		espKE = "-x25519-ke1_ecp256"
+	}
+	ikeProps := proposalsOf(suite.ProtocolIKE, "aes128gcm16-prfsha256"+ikeKE)
+	espProps := proposalsOf(suite.ProtocolESP, "aes128gcm16"+espKE)
 	net := func(hi, i int) []ike.Selector {
 		return []ike.Selector{ike.PrefixSelector(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(hi + i), 0, 0}), 24))}
 	}

@@ -53,6 +53,7 @@ func Minimize(p *Plan, h Hooks) *Plan {
 		func(c *Plan) { c.Auth = AuthPSK },
 		func(c *Plan) { c.Queues, c.Machine = [2]int{}, [2]int{} },
 		func(c *Plan) { c.PFS, c.Groups, c.Fragments = false, false, false },
+		func(c *Plan) { c.Hybrid = HybridNone },
 		func(c *Plan) { c.NAT = false },
 		func(c *Plan) { c.RekeyChild = 0 },
 		func(c *Plan) { c.RekeyIKE = 0 },

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"hash/maphash"
+	"slices"
 
 	"wardgate/ike"
 	"wardgate/ike/message"
@@ -16,7 +17,7 @@ import (
 // a key in use before both ends proved everything, the wrong SA going after both ends rekeyed.
 type oracle struct {
 	r        *run
-	keys     map[uint64]*[2][]byte // SK_ei and SK_er by the initiator's SPI
+	keys     map[uint64]*[2][][]byte // all SK_ei and SK_er by the initiator's SPI
 	sessions map[[2]uint64]*session
 	nonces   map[string]uint64 // → what it was used for
 	fresh    map[uint64]bool   // initiator SPIs that IKE_SA_INIT made
@@ -29,6 +30,7 @@ type session struct {
 	prot    [2][]*guarded // by direction: 0 is from its initiator
 	dir     [2]direction
 	pending [2]*rekey
+	deletes [2][]uint32        // what the last request of a direction deletes, if it is an INFORMATIONAL
 	auths   [2]map[uint64]bool // IKE_AUTH messages that hold AUTH, by their hash; true: delivered
 }
 
@@ -75,7 +77,7 @@ func hashOf(b []byte) uint64 { return maphash.Bytes(hashSeed, b) }
 
 func (o *oracle) init(r *run) {
 	o.r = r
-	o.keys, o.sessions, o.nonces, o.fresh = map[uint64]*[2][]byte{}, map[[2]uint64]*session{}, map[string]uint64{}, map[uint64]bool{}
+	o.keys, o.sessions, o.nonces, o.fresh = map[uint64]*[2][][]byte{}, map[[2]uint64]*session{}, map[string]uint64{}, map[uint64]bool{}
 }
 
 // simCipher is what all IKE SAs of the simulator are encrypted with.
@@ -93,30 +95,29 @@ func (o *oracle) key(name string, secret []byte) {
 	spi := binary.BigEndian.Uint64(b)
 	k := o.keys[spi]
 	if k == nil {
-		k = &[2][]byte{}
+		k = &[2][][]byte{}
 		o.keys[spi] = k
 	}
 	i := 0
 	if name[4] == 'r' {
 		i = 1
 	}
-	k[i] = bytes.Clone(secret)
+	if slices.ContainsFunc(k[i], func(old []byte) bool { return bytes.Equal(old, secret) }) {
+		return // the other end has it too
+	}
+	k[i] = append(k[i], bytes.Clone(secret))
 	for _, s := range o.sessions {
 		if s.key[0] == spi {
-			o.equip(s, i)
+			o.equip(s, i, secret)
 		}
 	}
 }
 
-// equip gives a session the newest key of a direction.
-func (o *oracle) equip(s *session, d int) {
-	k := o.keys[s.key[0]]
-	if k == nil || k[d] == nil {
-		return
-	}
-	p, err := suite.NewProtector(simCipher, suite.CopySecret(k[d]), suite.Secret{}, nil)
+// equip gives a session a key of a direction.
+func (o *oracle) equip(s *session, d int, key []byte) {
+	p, err := suite.NewProtector(simCipher, suite.CopySecret(key), suite.Secret{}, nil)
 	if err != nil {
-		o.r.violate("a key of %d octets for an IKE SA of the simulator: %v", len(k[d]), err)
+		o.r.violate("a key of %d octets for an IKE SA of the simulator: %v", len(key), err)
 		return
 	}
 	s.prot[d] = append(s.prot[d], &guarded{p: p})
@@ -129,7 +130,11 @@ func (o *oracle) session(msg []byte) *session {
 		s = &session{key: k}
 		for d := range s.dir {
 			s.dir[d] = direction{req: track{id: -1}, resp: track{id: -1}, answered: true, heard: -1}
-			o.equip(s, d)
+			if all := o.keys[k[0]]; all != nil {
+				for _, key := range all[d] {
+					o.equip(s, d, key)
+				}
+			}
 		}
 		if o.fresh[k[0]] { // message ID 0 was IKE_SA_INIT
 			s.dir[0].req.id, s.dir[1].resp.id, s.dir[0].heard = 0, 0, 0
@@ -275,6 +280,26 @@ func (o *oracle) learn(n *simNode, s *session, h head, hash uint64, ps message.P
 				s.auths[h.d] = map[uint64]bool{}
 			}
 			s.auths[h.d][hash] = false
+		}
+	case 37:
+		if !h.response {
+			s.deletes[h.d] = nil
+			for _, x := range message.All[*message.Delete](ps) {
+				if x.Protocol == message.ProtocolESP {
+					s.deletes[h.d] = append(s.deletes[h.d], x.SPIs...)
+				}
+			}
+			return
+		}
+		for _, spi := range s.deletes[1-h.d] {
+			if o.r.plan.Hostile() {
+				break // the request may have been another one with the same ID
+			}
+			for _, c := range n.Children {
+				if c.SPIOut == spi {
+					o.r.violate("%s answers the Delete of CHILD SA %08x and still has it", n.Name, spi)
+				}
+			}
 		}
 	case 36:
 		nonce := o.nonce(n, ps, hash)

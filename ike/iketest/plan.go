@@ -23,6 +23,7 @@ type Plan struct {
 	Queues               [2]int        // of "net": in even and odd nodes (RFC 9611)
 	Machine              [2]int        // ike.Config.Queues in even and odd nodes
 	PFS                  bool          // CHILD SAs with a key exchange, of which the nodes prefer different ones
+	Hybrid               Hybrid        // additional key exchanges (RFC 9370)
 	Groups               bool          // nodes prefer different groups for the IKE SA
 	NAT                  bool          // node 0 is behind a NAT
 	Fragments            bool          // messages longer than 512 octets are cut
@@ -49,6 +50,19 @@ const (
 	AuthPSK2              // two rounds with pre-shared keys
 	AuthCert2             // device and service certificate, Ed25519
 	authKinds
+)
+
+// Hybrid is where key exchanges are followed by others.
+type Hybrid uint8
+
+// The kinds of Hybrid. The second key exchange is of P-256, which costs little; with HybridMLKEM it
+// is ML-KEM-768.
+const (
+	HybridNone  Hybrid = iota
+	HybridIKE          // of the IKE SA: IKE_INTERMEDIATE, and IKE_FOLLOWUP_KE when it is rekeyed
+	HybridChild        // of CHILD SAs
+	HybridBoth
+	HybridMLKEM // both
 )
 
 // OpKind is something that happens to a node.
@@ -145,6 +159,16 @@ func NewPlan(seed uint64) *Plan {
 	if r.IntN(4) == 0 {
 		p.RekeyIKE = 8*time.Second + ms(90000)
 	}
+	switch r.IntN(50) {
+	case 0:
+		p.Hybrid = HybridMLKEM
+	case 1, 2, 3:
+		p.Hybrid = HybridIKE
+	case 4, 5, 6, 7:
+		p.Hybrid = HybridChild
+	case 8, 9, 10:
+		p.Hybrid = HybridBoth
+	}
 	p.Fragments = p.Auth == AuthCert2 && r.IntN(2) == 0
 	if r.IntN(5) == 0 {
 		p.traffic(r)
@@ -186,7 +210,12 @@ func NewPlan(seed uint64) *Plan {
 	p.Ops = append(p.Ops, Op{Kind: OpInitiate, Node: r.IntN(2), N: int64(r.IntN(2))})
 	p.Ops[0].Peer = 1 - p.Ops[0].Node
 	at := time.Duration(0)
-	if r.IntN(3) > 0 {
+	if slices.Contains(kinds, OpForge) && r.IntN(2) == 0 {
+		// Before the other end is convinced.
+		at = p.Link.Delay*time.Duration(2+r.IntN(5)) + ms(200)
+		p.Ops = append(p.Ops, randomOp(r, p, OpForge, at))
+		p.Ops[1].Node, p.Ops[1].Peer = p.Ops[0].Node, p.Ops[0].Peer
+	} else if r.IntN(3) > 0 {
 		at = 3 * time.Second // what comes next finds it up
 	}
 	for range 4 + r.IntN(14) {

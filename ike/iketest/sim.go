@@ -58,6 +58,7 @@ const (
 	maxRate     = 400 // datagrams of one node in ten seconds of its time, for each connection
 	rateWindow  = 10 * time.Second
 	settleTime  = 5 * time.Minute
+	maxAtOnce   = 20000 // things that happen at one moment
 )
 
 // run is one plan being carried out.
@@ -73,6 +74,8 @@ type run struct {
 	seq     int // datagrams so far
 	lost    map[uint64]bool
 	touched *simNode
+	instant time.Time
+	busyFor int // things that happened at instant
 	traffic *Traffic
 	back    time.Duration // how far clocks were set back, in all
 	out     Outcome
@@ -239,6 +242,14 @@ func (r *run) step(end time.Time) bool {
 	if !ok || r.out.Violation != "" {
 		return false
 	}
+	if now := r.w.Now(); now.Equal(r.instant) {
+		if r.busyFor++; r.busyFor > maxAtOnce {
+			r.violate("more than %d things happen at one moment", maxAtOnce)
+			return false
+		}
+	} else {
+		r.instant, r.busyFor = now, 0
+	}
 	r.touched = nil
 	f()
 	if n := r.touched; n != nil {
@@ -281,7 +292,8 @@ func (r *run) play() {
 				r.until(r.w.Now().Add(time.Second))
 			}
 			if !r.carries() {
-				break // it never came up
+				r.violate("the connection did not come up in a minute, and no datagram is lost twice")
+				return
 			}
 			r.traffic = r.w.Traffic(r.nodes[0].Node, r.nodes[1].Node, 23*time.Millisecond)
 		}
