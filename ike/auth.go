@@ -21,6 +21,7 @@ type authState struct {
 	claimed    []Identity // what the peer claimed, for each round begun
 	proofs     []proof    // what the peer proved, for each round done
 	localIDs   []Identity // what we proved, for each round whose AUTH we made
+	leaves     [][]byte   // of localIDs: our certificates, DER; nil: PSK
 	job        uint64     // the signature or verdict we wait for; 0: none
 	verifying  bool       // job is a verdict
 
@@ -401,7 +402,7 @@ func (sa *SA) establish() (*established, error) {
 	if n == 0 || len(h.proofs) != n || len(h.localIDs) != n || len(h.claimed) != n {
 		return nil, fmt.Errorf("ike: %d rounds needed, the peer proved %d, we proved %d", n, len(h.proofs), len(h.localIDs))
 	}
-	e := &established{created: sa.now, localIDs: h.localIDs}
+	e := &established{created: sa.now, localIDs: h.localIDs, localLeaves: h.leaves}
 	for i, p := range h.proofs {
 		if !containsID(sa.peer.RemoteAuth[i].IDs, p.id) || !sa.peer.LocalAuth[i].ID.Equal(h.localIDs[i]) {
 			return nil, fmt.Errorf("ike: identities of round %d are not those of connection %q", i+1, sa.peer.Name)
@@ -422,6 +423,7 @@ func (sa *SA) establish() (*established, error) {
 		return nil, refused(CodeSuiteNotAllowed, -1, nil, "%v was negotiated before it was known who the peer is; connection %q does not allow it", sa.cur.chosen, sa.peer.Name)
 	}
 	e.rekeyAt = sa.rekeyAt(sa.peer.rekeyIKE(), sa.initiator)
+	e.planReauth(sa)
 	return e, nil
 }
 
@@ -437,6 +439,8 @@ func (sa *SA) goUp(e *established) {
 	})
 	info := sa.info()
 	sa.tell(func(o Owner) { o.IKEUp(info) })
+	sa.takeOver()
+	sa.reauthIfRenewed() // while the rounds were under way
 	// The revocation lists may have been replaced since a round was judged.
 	sa.judgeAgain(func(i int) bool {
 		return !slices.ContainsFunc(e.proofs[i].convinced, sa.peer.RemoteAuth[i].sameTrust)
@@ -444,6 +448,16 @@ func (sa *SA) goUp(e *established) {
 	for i := range e.proofs {
 		e.proofs[i].convinced = nil
 	}
+}
+
+// proved notes what we prove in the round under way.
+func (h *handshake) proved(la *LocalAuth) {
+	h.localIDs = append(h.localIDs, la.ID)
+	var leaf []byte
+	if len(la.Chain) > 0 {
+		leaf = la.Chain[0]
+	}
+	h.leaves = append(h.leaves, leaf)
 }
 
 // onInitialContact: the peer of a newer IKE SA with our identities knows of no other one. One

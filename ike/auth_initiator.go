@@ -27,7 +27,7 @@ func (sa *SA) sendRound(auth authValue) {
 		sa.fail(fmt.Errorf("ike: round %d begun twice", h.round+1))
 		return
 	}
-	h.localIDs = append(h.localIDs, la.ID)
+	h.proved(la)
 	out := newOutgoing()
 	addIdentity(out, la, false, auth)
 	if h.round == 0 && h.ppk.key != nil {
@@ -173,6 +173,7 @@ func (sa *SA) roundProved() {
 	}
 	sa.goUp(e)
 	sa.cur.takeCrashToken(in)
+	sa.takeAuthLifetime(in)
 	sa.finishFirstChild(h, in)
 	for _, name := range sa.wanted {
 		sa.wantChild(name)

@@ -250,7 +250,7 @@ func (sa *SA) answerRound(auth authValue) {
 	if r == 0 && h.ppk.key != nil {
 		out.notify(message.NotifyPPKIdentity, nil)
 	}
-	h.localIDs = append(h.localIDs, la.ID)
+	h.proved(la)
 	if in.has(message.NotifyAnotherAuthFollows) {
 		out.notify(message.NotifyAnotherAuthFollows, nil)
 		h.req = nil

@@ -28,6 +28,7 @@ type box struct {
 	sa   *SA        // set once before the first post
 
 	ending atomic.Bool // no new CHILD SA is to be asked of it
+	up     atomic.Bool // every round was proved
 
 	// Owned by the goroutine that runs the box.
 	stopTimer func()
@@ -119,6 +120,10 @@ func (b *box) perform(a action) {
 		if err := ep.Initiate(a.peer, a.child); err != nil {
 			ep.cfg.Owner.InitiateFailed(a.peer, a.child, err)
 		}
+	case actReauth:
+		ep.reauthenticate(b, a)
+	case actReplaced:
+		ep.replaced(a, b.id)
 	case actClosed:
 		ep.remove(b)
 	}
@@ -331,6 +336,7 @@ var _ host = (*box)(nil)
 func (ep *Endpoint) established(b *box, a actEstablished) {
 	k := contactOf(a.localIDs, a.remoteIDs[len(a.remoteIDs)-1])
 	var others []*box
+	b.up.Store(true)
 	ep.mu.Lock()
 	ep.unhalfLocked(b)
 	if !b.gone {

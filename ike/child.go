@@ -18,7 +18,11 @@ type established struct {
 	remoteCerts [][]byte
 	proofs      []proof // for judging again when revocation lists change
 
+	localLeaves [][]byte // DER of the certificates that we proved, nil where a PSK was used
+
 	created  time.Time
+	reauthAt time.Time // a new IKE SA is to take our place
+	expireAt time.Time // a certificate of the peer's ends
 	rekeyed  int
 	rekeyAt  time.Time // soft lifetime of the IKE SA
 	children []*child
@@ -234,6 +238,8 @@ func (e *established) deadline(sa *SA) time.Time {
 		return d
 	}
 	add(e.rekeyAt)
+	add(e.reauthAt)
+	add(e.expireAt)
 	add(e.endAt(sa))
 	for _, c := range e.children {
 		add(c.useAt)
@@ -263,6 +269,14 @@ func (e *established) onTimer(sa *SA) {
 	if due(now, e.endAt(sa)) {
 		sa.terminate(Reason{Code: ReasonExpired, Text: "the IKE SA could not be rekeyed in time"})
 		return
+	}
+	if due(now, e.expireAt) {
+		e.expireAt = zeroTime
+		sa.judgeAgain(func(int) bool { return true })
+	}
+	if due(now, e.reauthAt) {
+		e.reauthAt = now.Add(reauthRetry)
+		sa.reauthenticate()
 	}
 	if due(now, e.rekeyAt) {
 		e.rekeyAt = time.Time{}

@@ -237,7 +237,7 @@ func (ep *Endpoint) RekeyIKE(id SAID) error {
 	b := ep.boxes[id]
 	ep.mu.Unlock()
 	if b == nil {
-		return fmt.Errorf("%w: %d", ErrUnknownSA, id)
+		return unknownSA(id)
 	}
 	b.post(evRekeyIKE{})
 	return nil

@@ -51,6 +51,7 @@ type (
 	}
 	evRekeyChild struct{ id ChildID }
 	evRekeyIKE   struct{}
+	evReauth     struct{}
 	// evWantQueues: this CHILD SA needs n in all.
 	evWantQueues struct {
 		child string
@@ -76,6 +77,7 @@ func (evKill) isEvent()           {}
 func (evDeleteChild) isEvent()    {}
 func (evRekeyChild) isEvent()     {}
 func (evRekeyIKE) isEvent()       {}
+func (evReauth) isEvent()         {}
 func (evWantQueues) isEvent()     {}
 func (evInitialContact) isEvent() {}
 
@@ -117,6 +119,14 @@ type (
 	}
 	// actAgain: initiate this over another IKE SA.
 	actAgain struct{ peer, child string }
+	// actReauth: make an IKE SA with these CHILD SAs in this one's place, at the same addresses first.
+	actReauth struct {
+		peer     string
+		children []string
+		path     Path
+	}
+	// actReplaced: end the IKE SA in whose place this one was made.
+	actReplaced struct{ old SAID }
 	// actClosed: the IKE SA has ended; nothing comes after it.
 	actClosed struct{}
 )
@@ -129,4 +139,6 @@ func (actTell) isAction()        {}
 func (actEstablished) isAction() {}
 func (actStranger) isAction()    {}
 func (actAgain) isAction()       {}
+func (actReauth) isAction()      {}
+func (actReplaced) isAction()    {}
 func (actClosed) isAction()      {}

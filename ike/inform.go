@@ -130,6 +130,7 @@ func (sa *SA) onInformational(g *generation, in *parsed) {
 		return
 	}
 	g.takeCrashToken(in)
+	sa.takeAuthLifetime(in)
 	out := newOutgoing()
 	var answer []uint32
 	for _, d := range in.deletes {
@@ -223,6 +224,7 @@ func (sa *SA) follow(next *PeerConfig) {
 		c.cfg = next.child(c.cfg.Name)
 	}
 	sa.judgeAgain(func(i int) bool { return !old.RemoteAuth[i].sameTrust(&next.RemoteAuth[i]) })
+	sa.reauthIfRenewed()
 }
 
 // judgeAgain has the peer's certificates of those rounds judged again that are in doubt.

@@ -31,7 +31,7 @@ type handshake struct {
 	deadline time.Time // responder: all rounds are done by then, or it ends
 
 	// Initiator, IKE_SA_INIT.
-	gateway   int // of PeerConfig.Remote
+	gateway   int // of PeerConfig.Remote; -1: SA.target
 	restarts  int
 	cookie    []byte
 	offers    []suite.Offer
@@ -72,6 +72,9 @@ func (sa *SA) onInitiate(name string) {
 		sa.wanted = []string{name}
 		sa.handshake = &handshake{authState: newAuthState()}
 		sa.handshake.candidates = alone(sa.peer)
+		if sa.target.Remote.IsValid() {
+			sa.handshake.gateway = -1
+		}
 		sa.startInit()
 	case sa.est == nil:
 		if !slices.Contains(sa.wanted, name) {
@@ -85,11 +88,19 @@ func (sa *SA) onInitiate(name string) {
 // startInit sends the first IKE_SA_INIT request to the current gateway.
 func (sa *SA) startInit() {
 	h := sa.handshake
-	remote := sa.peer.Remote[h.gateway]
+	var remote netip.AddrPort
+	if h.gateway < 0 {
+		remote = sa.target.Remote
+	} else {
+		remote = sa.peer.Remote[h.gateway]
+	}
 	if remote.Port() == 0 {
 		remote = netip.AddrPortFrom(remote.Addr(), portIKE)
 	}
 	local := sa.peer.Local
+	if h.gateway < 0 && !sa.target.Local.Addr().IsUnspecified() {
+		local = sa.target.Local.Addr()
+	}
 	if !local.IsValid() && sa.cfg.SourceAddr != nil {
 		local = sa.cfg.SourceAddr(remote.Addr())
 	}

@@ -164,8 +164,9 @@ func (p *PeerConfig) sameRights(o *PeerConfig) bool {
 		return false
 	}
 	for i := range p.LocalAuth {
+		// A renewed certificate is no other right: it is proved in a new IKE SA soon (reauth.go).
 		a, b := &p.LocalAuth[i], &o.LocalAuth[i]
-		if !a.ID.Equal(b.ID) || !bytes.Equal(a.PSK, b.PSK) || !slices.EqualFunc(a.Chain, b.Chain, bytes.Equal) {
+		if !a.ID.Equal(b.ID) || !bytes.Equal(a.PSK, b.PSK) {
 			return false
 		}
 	}

@@ -43,6 +43,11 @@ type SA struct {
 
 	ppk    string   // ID of the PPK in use
 	wanted []string // CHILD SAs asked for before the IKE SA stood
+
+	// Of an IKE SA that is made in another one's place: that one, and where to begin.
+	replaces SAID
+	target   Path
+
 	queues map[string]*queueGroup
 
 	// Of the running step.
@@ -96,6 +101,10 @@ func (sa *SA) Step(now time.Time, ev event) []action {
 	case evRekeyIKE:
 		if sa.state == StateEstablished {
 			sa.rekeyIKE()
+		}
+	case evReauth:
+		if sa.state == StateEstablished {
+			sa.reauthenticate()
 		}
 	case evWantQueues:
 		sa.onWantQueues(ev)

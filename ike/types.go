@@ -89,6 +89,10 @@ type PeerConfig struct {
 	RekeyIKE   time.Duration
 	RekeyChild time.Duration
 
+	// Reauth is how old an IKE SA gets, at most, before both ends prove themselves anew in another one
+	// that takes its place (RFC 7296, section 2.8.3). 0: only when a certificate was renewed or ends.
+	Reauth time.Duration
+
 	// LivenessInterval: when nothing authentic came from the peer for so long, it is asked
 	// whether it lives (RFC 7296, section 2.4). 0: 30 s, negative: never.
 	LivenessInterval time.Duration
@@ -276,17 +280,18 @@ type Reason struct {
 
 // The codes of Reason.
 const (
-	ReasonRekeyed       = "rekeyed"         // a newer one took its place
-	ReasonDeletedByPeer = "deleted-by-peer" // the peer sent a Delete
-	ReasonDeleted       = "deleted-locally" // Terminate or DeleteChild
-	ReasonPeerDead      = "peer-dead"       // no answer to a request
-	ReasonPeerCrashed   = "peer-crashed"    // the peer lost its state and shows the token (RFC 6290)
-	ReasonReplaced      = "replaced"        // the peer lost its state and came back (INITIAL_CONTACT)
-	ReasonPolicy        = "policy"          // SetPeers took the right away
-	ReasonShutdown      = "shutdown"        // Close
-	ReasonProtocol      = "protocol-error"  // the peer broke the protocol
-	ReasonExpired       = "expired"         // the keys are too old and could not be replaced
-	ReasonRedundant     = "redundant"       // lost a rekey collision
+	ReasonRekeyed         = "rekeyed"         // a newer one took its place
+	ReasonDeletedByPeer   = "deleted-by-peer" // the peer sent a Delete
+	ReasonDeleted         = "deleted-locally" // Terminate or DeleteChild
+	ReasonPeerDead        = "peer-dead"       // no answer to a request
+	ReasonPeerCrashed     = "peer-crashed"    // the peer lost its state and shows the token (RFC 6290)
+	ReasonReauthenticated = "reauthenticated" // a new IKE SA with new proofs took its place
+	ReasonReplaced        = "replaced"        // the peer lost its state and came back (INITIAL_CONTACT)
+	ReasonPolicy          = "policy"          // SetPeers took the right away
+	ReasonShutdown        = "shutdown"        // Close
+	ReasonProtocol        = "protocol-error"  // the peer broke the protocol
+	ReasonExpired         = "expired"         // the keys are too old and could not be replaced
+	ReasonRedundant       = "redundant"       // lost a rekey collision
 )
 
 // Refusal is one refused attempt. The wire only ever says AUTHENTICATION_FAILED or the like;

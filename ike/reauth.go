@@ -1,0 +1,178 @@
+package ike
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"wardgate/ike/message"
+)
+
+// Reauthentication (RFC 7296, section 2.8.3): a new IKE SA is made from scratch, with its CHILD SAs,
+// and the old one is deleted when the new one carries traffic, so that nothing is interrupted. It
+// happens when a certificate of ours was renewed, shortly before a certificate of the peer's ends, when
+// the peer asks for it (RFC 4478), and every PeerConfig.Reauth. An IKE SA never outlives the peer's
+// certificates.
+const (
+	reauthSpread = 30 * time.Second // a router that renews a certificate does not reauthenticate everybody at once
+	reauthLead   = 5 * time.Minute  // before a certificate of the peer's ends
+	reauthRetry  = time.Minute      // when it came to nothing
+	reauthGrace  = 2 * time.Second  // until the old IKE SA is deleted: the peer sends on the new one by then
+)
+
+// spread returns a random part of d.
+func (sa *SA) spread(d time.Duration) time.Duration {
+	v, _ := randUint64(sa.host.rand()) // without randomness 0 is as good
+	return time.Duration(v%1000) * (d / 1000)
+}
+
+// planReauth sets the times of a new IKE SA's end.
+func (e *established) planReauth(sa *SA) {
+	for _, p := range e.proofs {
+		if p.leaf == nil {
+			continue
+		}
+		c, err := x509.ParseCertificate(p.leaf)
+		if err != nil {
+			continue // it was parsed before
+		}
+		// It is valid until NotAfter included.
+		if end := c.NotAfter.Add(time.Second); e.expireAt.IsZero() || end.Before(e.expireAt) {
+			e.expireAt = end
+		}
+		// A peer that has shown it so late will tell by itself when it has another one.
+		lead := min(reauthLead, c.NotAfter.Sub(c.NotBefore)/20)
+		if at := c.NotAfter.Add(-lead - sa.spread(lead)); at.After(sa.now) {
+			e.reauthBy(at)
+		}
+	}
+	if d := sa.peer.Reauth; d > 0 {
+		e.reauthBy(sa.now.Add(d - sa.spread(d/10)))
+	}
+}
+
+// reauthBy makes reauthentication due at t, unless it is due before.
+func (e *established) reauthBy(t time.Time) {
+	if e.reauthAt.IsZero() || t.Before(e.reauthAt) {
+		e.reauthAt = t
+	}
+}
+
+// reauthIfRenewed makes reauthentication due soon when a certificate of ours is another than the one
+// that the peer knows: before that one ends.
+func (sa *SA) reauthIfRenewed() {
+	e := sa.est
+	wait, renewed := reauthSpread, false
+	for i := range sa.peer.LocalAuth {
+		la := &sa.peer.LocalAuth[i]
+		if len(la.Chain) == 0 || bytes.Equal(la.Chain[0], e.localLeaves[i]) {
+			continue
+		}
+		renewed = true
+		if c, err := x509.ParseCertificate(e.localLeaves[i]); err == nil {
+			wait = min(wait, max(0, c.NotAfter.Sub(sa.now)/4))
+		}
+	}
+	if renewed {
+		e.reauthBy(sa.now.Add(sa.spread(wait)))
+	}
+}
+
+// takeAuthLifetime: the peer tells how long it takes our proof for good (RFC 4478, section 3): four
+// octets, seconds. Only the original initiator is told.
+func (sa *SA) takeAuthLifetime(in *parsed) {
+	n := in.notify(message.NotifyAuthLifetime)
+	if n == nil || len(n.Data) != 4 || !sa.initiator {
+		return
+	}
+	d := time.Duration(binary.BigEndian.Uint32(n.Data)) * time.Second
+	sa.est.reauthBy(sa.now.Add(d - d/10 - sa.spread(d/20)))
+}
+
+// reauthenticate asks for the new IKE SA.
+func (sa *SA) reauthenticate() {
+	a := actReauth{peer: sa.peer.Name, path: sa.path}
+	for _, c := range sa.est.children {
+		if c.queue == 0 && !c.deleting && c.successor == nil {
+			a.children = append(a.children, c.cfg.Name)
+		}
+	}
+	if len(a.children) == 0 {
+		return // it protects nothing now
+	}
+	sa.do(a)
+}
+
+// takeOver ends the IKE SA in whose place this one was made.
+func (sa *SA) takeOver() {
+	old := sa.replaces
+	if old == 0 {
+		return
+	}
+	sa.est.later = append(sa.est.later, delayed{sa.now.Add(reauthGrace), func(sa *SA) {
+		if sa.state == StateEstablished && len(sa.est.children) > 0 {
+			sa.do(actReplaced{old})
+		}
+	}})
+}
+
+func reauthenticated(by SAID) Reason {
+	return Reason{Code: ReasonReauthenticated, Rekeyed: true, Text: fmt.Sprintf("IKE SA %d with new proofs took its place", by)}
+}
+
+func unknownSA(id SAID) error { return fmt.Errorf("%w: %d", ErrUnknownSA, id) }
+
+// reauthenticate makes an IKE SA that is to take the place of old.
+func (ep *Endpoint) reauthenticate(old *box, a actReauth) {
+	cfg := ep.peers.Load().byName[a.peer]
+	if cfg == nil {
+		return // it ends anyway
+	}
+	ep.mu.Lock()
+	if ep.closed {
+		ep.mu.Unlock()
+		return
+	}
+	// Where both ends did this at the same time, there are two IKE SAs now. The older one is not
+	// replaced again: it ends in favour of the younger one.
+	if len(cfg.Children) == 1 {
+		for id, b := range ep.byPeer[a.peer] {
+			if id > old.id && b.up.Load() && !b.ending.Load() {
+				ep.mu.Unlock()
+				old.post(evTerminate{reauthenticated(id)})
+				return
+			}
+		}
+	}
+	b := ep.newBoxLocked(a.peer)
+	b.sa = newInitiator(b, cfg)
+	b.sa.replaces, b.sa.target = old.id, a.path
+	ep.mu.Unlock()
+	for _, c := range a.children {
+		b.post(evInitiate{c})
+	}
+}
+
+// replaced ends an IKE SA whose place was taken.
+func (ep *Endpoint) replaced(a actReplaced, by SAID) {
+	ep.mu.Lock()
+	b := ep.boxes[a.old]
+	ep.mu.Unlock()
+	if b != nil {
+		b.post(evTerminate{reauthenticated(by)})
+	}
+}
+
+// Reauthenticate has one IKE SA replaced by a new one with new proofs of both ends, now.
+func (ep *Endpoint) Reauthenticate(id SAID) error {
+	ep.mu.Lock()
+	b := ep.boxes[id]
+	ep.mu.Unlock()
+	if b == nil {
+		return unknownSA(id)
+	}
+	b.post(evReauth{})
+	return nil
+}
