@@ -63,6 +63,7 @@ type sceneOptions struct {
 	ike, esp string
 	key      labca.KeyType
 	psk      bool
+	ppk      ppkUse
 	mobike   bool
 	six      bool   // a strongSwan of the tree of strongswan6.sh
 	theirIKE string // strongSwan's proposals where they are not ike and esp
@@ -70,6 +71,7 @@ type sceneOptions struct {
 	more     string // of the strongSwan connection
 	spoil    func(sc *scene)
 	edit     func(conf string) string
+	peer     func(*ike.PeerConfig)
 }
 
 const psk = "a pre-shared key of 32 octets!!!"
@@ -130,6 +132,10 @@ func newScene(t *testing.T, o sceneOptions) *scene {
 		conf += fmt.Sprintf(" local-1 {\n auth = pubkey\n certs = device.pem\n id = %s\n }\n local-2 {\n auth = pubkey\n certs = service.pem\n id = %s\n }\n", sc.theirDevice.name, sc.theirService.name)
 		conf += fmt.Sprintf(" remote-1 {\n auth = pubkey\n id = %s\n cacerts = device.pem\n }\n remote-2 {\n auth = pubkey\n id = %s\n cacerts = service.pem\n }\n", sc.ourDevice.name, sc.ourService.name)
 		conf += child
+	}
+	conf = o.ppk.configure(peer, conf)
+	if o.peer != nil {
+		o.peer(peer)
 	}
 	if o.edit != nil {
 		conf = o.edit(conf)
