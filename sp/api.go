@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"wardgate/internal/certs"
+	"wardgate/sp/est"
 	"wardgate/sp/registry"
 	"wardgate/sp/store"
 )
@@ -33,6 +34,7 @@ type api struct {
 	hub     *hub
 	events  *events
 	reports chan reported
+	limits  *limits
 	closing <-chan struct{} // closed: nobody waits any more
 }
 
@@ -48,7 +50,7 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, device string, f *r
 		a.log.Debug("a client left before it was answered", "what", certs.Quote(what), "device", device)
 	} else if f.cause != nil {
 		a.log.Error("a request failed", "what", certs.Quote(what), "device", device, "error", f.cause)
-	} else {
+	} else if !f.quiet {
 		who := device
 		if who == "" && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 			who = certs.SubjectOf(r.TLS.PeerCertificates[0])
@@ -58,7 +60,9 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, device string, f *r
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("Cache-Control", "no-store")
-	if f.Status == http.StatusServiceUnavailable || f.Status == http.StatusNotFound {
+	if f.retry > 0 {
+		h.Set("Retry-After", strconv.Itoa(f.retry))
+	} else if f.Status == http.StatusServiceUnavailable || f.Status == http.StatusNotFound {
 		h.Set("Retry-After", strconv.Itoa(retryAfter))
 	}
 	body, err := json.Marshal(f)
@@ -118,9 +122,8 @@ func matches(r *http.Request, tag string) bool {
 // servePolicy answers with the device's newest policy: at once when it is another than the one that the
 // device has (If-None-Match), otherwise as soon as there is one, or with 304 when the wait is over.
 func (a *api) servePolicy(w http.ResponseWriter, r *http.Request) {
-	d, f := a.ask(r)
-	if f != nil {
-		a.refuse(w, r, "", f)
+	d := a.admit(w, r, a.limits.policies)
+	if d == nil {
 		return
 	}
 	wait, waits := preferredWait(r.Header, time.Duration(a.cfg.Limits.Wait))
@@ -167,6 +170,20 @@ func (a *api) servePolicy(w http.ResponseWriter, r *http.Request) {
 			last = true
 		}
 	}
+}
+
+// admit says which device asks. Nil: it was refused, because of who it is, or because it asks too often.
+func (a *api) admit(w http.ResponseWriter, r *http.Request, of *est.Limiter) *registry.Device {
+	d, f := a.ask(r)
+	if f != nil {
+		a.refuse(w, r, "", a.limits.stranger(r, f, a.now()))
+		return nil
+	}
+	if f := a.limits.allow(of, d.Name, a.now()); f != nil {
+		a.refuse(w, r, d.Name, f)
+		return nil
+	}
+	return d
 }
 
 func (a *api) ask(r *http.Request) (*registry.Device, *refusal) {
@@ -218,9 +235,8 @@ type reportBody struct {
 
 // serveReport takes a device's report.
 func (a *api) serveReport(w http.ResponseWriter, r *http.Request) {
-	d, f := a.ask(r)
-	if f != nil {
-		a.refuse(w, r, "", f)
+	d := a.admit(w, r, a.limits.reports)
+	if d == nil {
 		return
 	}
 	if f := a.takeReport(w, r, d.Name); f != nil {

@@ -98,6 +98,10 @@ type Policy struct {
 type Limits struct {
 	Waiting int      `toml:"waiting"` // devices that wait for a policy at the same time; default 100000
 	Wait    Duration `toml:"wait"`    // the longest wait; default 5m
+	// How often one device is answered: Requests a second in the long run, each for its policy and for
+	// its reports, and Burst at once. Default 1 and 60.
+	Requests float64 `toml:"requests"`
+	Burst    int     `toml:"burst"`
 }
 
 // LoadConfig reads and checks a configuration file. The error is ErrConfig, or that of reading it.
@@ -120,7 +124,7 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 		Server:   Server{Listen: ":8443"},
 		Services: Services{Life: Duration(issue.DefaultLife), Overlap: Duration(time.Hour)},
 		Policy:   Policy{Life: Duration(72 * time.Hour)},
-		Limits:   Limits{Waiting: 100_000, Wait: Duration(5 * time.Minute)},
+		Limits:   Limits{Waiting: 100_000, Wait: Duration(5 * time.Minute), Requests: 1, Burst: 60},
 	}
 	c.Services.PublishBefore, c.Token.Chip = -1, DefaultChip
 	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(c); err != nil {
@@ -215,6 +219,12 @@ func (c *Config) check(name string) error {
 	}
 	if c.Database.KeepPolicies < 0 {
 		fault("database.keep_policies", "0 (all) or more", fmt.Sprint(c.Database.KeepPolicies))
+	}
+	if r := c.Limits.Requests; !(r >= 0.01 && r <= 10_000) {
+		fault("limits.requests", "0.01 to 10000 a second", fmt.Sprint(r))
+	}
+	if c.Limits.Burst < 1 || c.Limits.Burst > 1_000_000 {
+		fault("limits.burst", "1 to 1000000", fmt.Sprint(c.Limits.Burst))
 	}
 	if c.Limits.Waiting < 1 || c.Limits.Waiting > 10_000_000 {
 		fault("limits.waiting", "1 to 10000000", fmt.Sprint(c.Limits.Waiting))

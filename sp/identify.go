@@ -24,6 +24,8 @@ type refusal struct {
 	Came     string `json:"came"`
 	Do       string `json:"do,omitempty"`
 
+	retry int   // seconds after which to ask again; 0: what is usual
+	quiet bool  // not for the record
 	cause error // for the log; of our own failures the client is told nothing
 }
 

@@ -91,7 +91,7 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	closing := make(chan struct{})
-	a := &api{Centre: c, hub: newHub(c.cfg.Limits.Waiting), events: newEvents(c), reports: make(chan reported, store.MaxBatch), closing: closing}
+	a := &api{Centre: c, hub: newHub(c.cfg.Limits.Waiting), limits: newLimits(&c.cfg.Limits), events: newEvents(c), reports: make(chan reported, store.MaxBatch), closing: closing}
 	w := &worker{Centre: c, signer: signer{key, chain}, wake: make(chan struct{}, 1)}
 	enrol, err := est.New(est.Config{
 		Service: c.enrolment, Registry: members{c.st}, Trust: c.auth.trust, Replays: replays{c.st}, Recorder: a.events, Now: c.now,

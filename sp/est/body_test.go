@@ -147,7 +147,7 @@ func TestAddressKey(t *testing.T) {
 		"192.0.2.1:4711": "192.0.2.1", "[::ffff:192.0.2.1]:4711": "192.0.2.1",
 		"[2001:db8:1:2:3::4]:4711": "2001:db8:1:2::/64", "[fe80::1%eth0]:1": "fe80::/64", "@": "@",
 	} {
-		if got := addressKey(in); got != want {
+		if got := AddressKey(in); got != want {
 			t.Errorf("%s: %s, want %s", in, got, want)
 		}
 	}
@@ -156,10 +156,10 @@ func TestAddressKey(t *testing.T) {
 // A limiter's memory is bounded, whoever asks.
 func TestLimiterForgets(t *testing.T) {
 	t.Parallel()
-	l := newLimiter(Limit{PerSecond: 1, Burst: 2})
+	l := NewLimiter(Limit{PerSecond: 1, Burst: 2})
 	now := time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC)
 	for i := range maxBuckets + 10 {
-		l.take(strings.Repeat("x", i%7)+string(rune(i)), now)
+		l.Take(strings.Repeat("x", i%7)+string(rune(i)), now)
 	}
 	if len(l.buckets) > maxBuckets {
 		t.Errorf("%d buckets", len(l.buckets))

@@ -37,7 +37,7 @@ func (x *exchange) enroll(w http.ResponseWriter) *Refusal {
 	case t == nil || t.Version < tls.VersionTLS13:
 		return refuse(NoTLS, "TLS 1.3", "something older", "use a client that speaks TLS 1.3")
 	case len(t.PeerCertificates) == 0:
-		if wait, ok := x.s.addresses.take(addressKey(x.r.RemoteAddr), x.now); !ok {
+		if wait, ok := x.s.addresses.Take(AddressKey(x.r.RemoteAddr), x.now); !ok {
 			return tooMany("requests of this address", wait)
 		}
 		return refuse(NoCertificate, "a client certificate in the TLS handshake", "none", "use the device certificate (on the token) and its key for the connection")
@@ -59,13 +59,13 @@ func (x *exchange) enroll(w http.ResponseWriter) *Refusal {
 	c, refusal := x.authenticate(ctx, t)
 	if refusal != nil {
 		// Verdicts on strangers cost as much as those on members: they are counted.
-		if wait, ok := x.s.addresses.take(addressKey(x.r.RemoteAddr), x.now); !ok {
+		if wait, ok := x.s.addresses.Take(AddressKey(x.r.RemoteAddr), x.now); !ok {
 			return tooMany("requests of this address", wait).because(refusal)
 		}
 		return refusal
 	}
 	key := issue.KeyHash(c.leaf)
-	if wait, ok := x.s.clients.take(x.name+" "+string(key[:]), x.now); !ok {
+	if wait, ok := x.s.clients.Take(x.name+" "+string(key[:]), x.now); !ok {
 		return tooMany("enrolments of this device", wait)
 	}
 	der, refusal := decodeBody(body)

@@ -9,8 +9,8 @@ import (
 // maxBuckets bounds the memory of a limiter: about 64 octets each.
 const maxBuckets = 1 << 16
 
-// limiter holds a token bucket for each key.
-type limiter struct {
+// Limiter holds a token bucket for each key. Its memory is bounded. It is safe for concurrent use.
+type Limiter struct {
 	limit Limit
 
 	mu      sync.Mutex // guards buckets
@@ -22,10 +22,11 @@ type bucket struct {
 	at     time.Time
 }
 
-func newLimiter(l Limit) *limiter { return &limiter{limit: l, buckets: map[string]bucket{}} }
+// NewLimiter makes a limiter.
+func NewLimiter(l Limit) *Limiter { return &Limiter{limit: l, buckets: map[string]bucket{}} }
 
-// take takes a token, or says how long to wait for one.
-func (l *limiter) take(key string, now time.Time) (time.Duration, bool) {
+// Take takes a token, or says how long to wait for one.
+func (l *Limiter) Take(key string, now time.Time) (time.Duration, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b, ok := l.buckets[key]
@@ -54,7 +55,7 @@ func (l *limiter) take(key string, now time.Time) (time.Duration, bool) {
 
 // sweep forgets whoever has all tokens back, and everybody when that does not help: then a few get
 // more than their share for a moment, but memory stays bounded.
-func (l *limiter) sweep(now time.Time) {
+func (l *Limiter) sweep(now time.Time) {
 	for k, b := range l.buckets {
 		if b.tokens+now.Sub(b.at).Seconds()*l.limit.PerSecond >= float64(l.limit.Burst) {
 			delete(l.buckets, k)
@@ -65,8 +66,8 @@ func (l *limiter) sweep(now time.Time) {
 	}
 }
 
-// addressKey is what requests of one place have in common: the address, and for IPv6 its /64.
-func addressKey(remote string) string {
+// AddressKey is what requests of one place have in common: the address, and for IPv6 its /64.
+func AddressKey(remote string) string {
 	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {
 		return remote

@@ -51,7 +51,7 @@ func (x *exchange) serve(w http.ResponseWriter) *Refusal {
 	}
 	switch x.op {
 	case opCACerts, opAttrs:
-		if wait, ok := x.s.addresses.take(addressKey(x.r.RemoteAddr), x.now); !ok {
+		if wait, ok := x.s.addresses.Take(AddressKey(x.r.RemoteAddr), x.now); !ok {
 			return tooMany("requests of this address", wait)
 		}
 		return x.tell(w)

@@ -141,8 +141,8 @@ const (
 type Server struct {
 	cfg       Config
 	atOnce    chan struct{}
-	clients   *limiter
-	addresses *limiter
+	clients   *Limiter
+	addresses *Limiter
 }
 
 // New makes a server.
@@ -172,6 +172,6 @@ func New(cfg Config) (*Server, error) {
 	}
 	return &Server{
 		cfg: cfg, atOnce: make(chan struct{}, cfg.Concurrent),
-		clients: newLimiter(cfg.PerClient), addresses: newLimiter(cfg.PerAddress),
+		clients: NewLimiter(cfg.PerClient), addresses: NewLimiter(cfg.PerAddress),
 	}, nil
 }
