@@ -31,7 +31,16 @@ const (
 	EventTokenInserted    Event = "token-inserted"
 	EventTokenWritten     Event = "token-written"
 	EventTokenError       Event = "token-error"
-	EventPINRefused       Event = "pin-refused"
+	EventTokenFull        Event = "token-full"
+	EventTokenReadOnly    Event = "token-read-only"
+	EventPINRefused       Event = "pin-refused"     // tried once, wrong
+	EventPINNotTried      Event = "pin-not-retried" // known to be wrong
+	EventPINLastTry       Event = "pin-last-try"    // not spent
+	EventPINLocked        Event = "pin-locked"
+	EventPINSource        Event = "pin-source" // cannot be read
+	EventChipDied         Event = "chip-died"
+	EventChipHung         Event = "chip-hung"
+	EventChipStartFailed  Event = "chip-start-failed"
 	EventChipRestarted    Event = "chip-restarted"
 	EventCertificate      Event = "certificate-enrolled" // by the centre, or renewed
 	EventServiceLeft      Event = "service-removed"      // what a service had on the token is gone

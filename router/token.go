@@ -52,19 +52,38 @@ func (r *Router) refreshCredentials(ctx context.Context) {
 	}
 }
 
+// tokenTroubles are the failures of the token with their stable codes, the special ones first, and the
+// state that they leave the token in.
+var tokenTroubles = []struct {
+	err         error
+	code, title string
+	state       string
+}{
+	{pkichip.ErrTokenRemoved, "token-removed", "The token is not there", control.TokenRemoved},
+	{pkichip.ErrNoToken, "token-removed", "The token is not there", control.TokenRemoved},
+	{pkichip.ErrPINNotRetried, "pin-not-retried", "The PIN is known to be wrong and is not tried again", control.TokenPINRefused},
+	{pkichip.ErrPINLastTry, "pin-last-try", "The last try of the PIN is not spent without a person", control.TokenPINRefused},
+	{pkichip.ErrPINLocked, "pin-locked", "The token's PIN is locked", control.TokenPINRefused},
+	{pkichip.ErrPINSource, "pin-source", "The PIN cannot be read", control.TokenPINRefused},
+	{pkichip.ErrPIN, "pin-refused", "The token refuses the PIN", control.TokenPINRefused},
+	{pkichip.ErrChipRestarting, "token-starting", "The chip process is starting", control.TokenStarting},
+	{pkichip.ErrChipHung, "chip-hung", "The chip process did not answer and is started again", control.TokenStarting},
+}
+
 // tokenTrouble translates an error of the chip process for the operator.
 func tokenTrouble(err error) (state string, e *control.Error) {
 	e = &control.Error{Kind: control.KindToken, Code: "token-failed", Title: "The token cannot be used", Detail: err.Error(), Hint: "check it with: wardgate token check"}
-	switch {
-	case errors.Is(err, pkichip.ErrTokenRemoved), errors.Is(err, pkichip.ErrNoToken):
-		e.Code, e.Title, e.Hint = "token-removed", "The token is not there", "insert the token; connections come back by themselves"
-		return control.TokenRemoved, e
-	case errors.Is(err, pkichip.ErrPIN):
-		e.Code, e.Title, e.Hint = "pin-refused", "The token refuses the PIN", "correct the PIN; the refused one is not tried again, so that the token does not lock"
-		return control.TokenPINRefused, e
-	case errors.Is(err, pkichip.ErrChipRestarting):
-		e.Code, e.Title, e.Hint = "token-starting", "The chip process is starting", "wait a moment"
-		return control.TokenStarting, e
+	if te, ok := errors.AsType[*pkichip.Error](err); ok {
+		e.Detail = te.Text
+		if te.Do != "" {
+			e.Hint = te.Do
+		}
+	}
+	for _, t := range tokenTroubles {
+		if errors.Is(err, t.err) {
+			e.Code, e.Title = t.code, t.title
+			return t.state, e
+		}
 	}
 	return control.TokenFailed, e
 }
@@ -102,11 +121,29 @@ func (r *Router) tokenEvents(ctx context.Context) {
 			kind, result = audit.EventTokenInserted, audit.ResultInfo
 		case pkichip.EventPINRefused:
 			kind, result = audit.EventPINRefused, audit.ResultRefused
+		case pkichip.EventPINNotTried:
+			kind, result = audit.EventPINNotTried, audit.ResultRefused
+		case pkichip.EventPINLastTry:
+			kind, result = audit.EventPINLastTry, audit.ResultRefused
+		case pkichip.EventPINLocked:
+			kind, result = audit.EventPINLocked, audit.ResultRefused
+		case pkichip.EventPINSource:
+			kind = audit.EventPINSource
+		case pkichip.EventTokenFull:
+			kind = audit.EventTokenFull
+		case pkichip.EventReadOnly:
+			kind = audit.EventTokenReadOnly
+		case pkichip.EventDied:
+			kind = audit.EventChipDied
+		case pkichip.EventHung:
+			kind = audit.EventChipHung
+		case pkichip.EventStartFailed:
+			kind = audit.EventChipStartFailed
 		case pkichip.EventRestarted:
 			kind, result = audit.EventChipRestarted, audit.ResultInfo
 		case pkichip.EventModuleOutput:
 			continue
-		case pkichip.EventTokenFailed, pkichip.EventDied, pkichip.EventHung, pkichip.EventStartFailed:
+		case pkichip.EventTokenFailed:
 		}
 		r.record(audit.Record{Event: kind, What: r.cfg.Token.Label, Result: result, Detail: map[string]string{"text": ev.Text}})
 		r.refreshCredentials(ctx)
