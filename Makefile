@@ -74,8 +74,9 @@ soak: install build ## a transfer of SIZE=20G with rekeys every second and one p
 
 sim: ## schedules of IKE SAs in a simulator (docs/simulator.md): N=2000 of them, the first with SEED=1
 	@mkdir -p build
-	WARDGATE_SIM_N=$(N) WARDGATE_SIM_SEED=$(SEED) WARDGATE_SIM_OUT=$(CURDIR)/build/sim.txt $(GO) test -count=1 -timeout 12h -run '^TestSimulator$$' ./ike
-	@cat build/sim.txt
+	@rm -f build/sim.txt; failed=0; \
+		WARDGATE_SIM_N=$(N) WARDGATE_SIM_SEED=$(SEED) WARDGATE_SIM_OUT=$(CURDIR)/build/sim.txt $(GO) test -count=1 -timeout 12h -run '^TestSimulator$$' ./ike || failed=1; \
+		cat build/sim.txt; exit $$failed
 
 # What CI plays, without -race, which costs ten times as much; test-unit plays a few with it.
 test-sim:

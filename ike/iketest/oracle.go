@@ -272,6 +272,9 @@ func (o *oracle) nonce(n *simNode, ps message.Payloads, what uint64) []byte {
 
 // learn looks at what stands in a new message.
 func (o *oracle) learn(n *simNode, s *session, h head, hash uint64, ps message.Payloads) {
+	if o.r.diagram != nil {
+		o.r.out.Said = append(o.r.out.Said, Said{o.r.w.Now().Sub(Epoch), n.i, h.id, h.exchange, h.response, ps})
+	}
 	switch h.exchange {
 	case 35:
 		_, holds := message.First[*message.Auth](ps)

@@ -37,6 +37,9 @@ type Plan struct {
 	Ops  []Op
 	Calm []int `json:",omitempty"` // datagrams, by their number, that get through at once whatever Link says
 
+	// Drop are datagrams that are lost besides.
+	Drop []Drop `json:",omitempty"`
+
 	// CutAtEnd ends everything by cutting all links; otherwise all IKE SAs are deleted.
 	CutAtEnd bool
 }
@@ -98,6 +101,13 @@ type Op struct {
 	Node int
 	Peer int
 	N    int64
+}
+
+// Drop loses the first request, or response, that a node sends under keys from a time on.
+type Drop struct {
+	After    time.Duration
+	Node     int
+	Response bool
 }
 
 func (o Op) String() string {

@@ -49,6 +49,29 @@ type Outcome struct {
 	Crossings int // of rekeys of one SA by both ends, IKE and CHILD SAs
 	Packets   int // of Plan.Traffic
 	Diagram   string
+
+	// When all was quiet, before the end.
+	AtRest []Standing // of each node
+	Said   []Said     // with draw: new messages under keys, in the order in which they were sent
+}
+
+// Standing is what a node had at the end.
+type Standing struct {
+	IKE      int
+	Rekeyed  int // how often its IKE SAs were rekeyed, in all
+	Children map[string]int
+	Newest   map[string]int // how many CHILD SAs the newest succeeds
+	SPIs     []uint64       // initiator's SPIs of the IKE SAs, and inbound SPIs of the CHILD SAs
+}
+
+// Said is a message of a node.
+type Said struct {
+	At       time.Duration
+	Node     int
+	ID       int64
+	Exchange uint8
+	Response bool
+	Payloads message.Payloads
 }
 
 // Bounds of what an honest run may come to.
@@ -73,6 +96,7 @@ type run struct {
 	link    Link
 	seq     int // datagrams so far
 	lost    map[uint64]bool
+	dropped map[int]bool
 	touched *simNode
 	instant time.Time
 	busyFor int // things that happened at instant
@@ -364,6 +388,20 @@ func (r *run) settle() {
 		r.until(r.w.Now().Add(time.Second))
 	}
 	r.oracle.atRest()
+	for _, n := range r.nodes {
+		st := Standing{Children: map[string]int{}, Newest: map[string]int{}}
+		for _, s := range n.Endpoint.Snapshot() {
+			st.IKE++
+			st.SPIs = append(st.SPIs, s.SPIi)
+			st.Rekeyed += s.Rekeyed
+			for _, c := range s.Children {
+				st.Children[c.Child]++
+				st.SPIs = append(st.SPIs, uint64(c.SPIIn))
+				st.Newest[c.Child] = max(st.Newest[c.Child], c.Rekeyed)
+			}
+		}
+		r.out.AtRest = append(r.out.AtRest, st)
+	}
 }
 
 func (r *run) busy() bool {
@@ -507,6 +545,8 @@ func (r *run) carry(from, to netip.AddrPort, msg []byte) {
 		lost = "cut"
 	case link.MTU > 0 && len(msg) > link.MTU:
 		lost = "too long"
+	case r.drops(n, msg):
+		lost = "dropped"
 	case fate.chance(0) < link.Loss && !(r.plan.LoseOnce && r.lostBefore(msg)):
 		lost = "lost"
 	}
@@ -525,6 +565,21 @@ func (r *run) carry(from, to netip.AddrPort, msg []byte) {
 	if r.diagram != nil {
 		r.diagram.message(r.w.Now(), number, inside, from, to, n, dest, r.oracle.describe(msg), lost, arrive[:copies])
 	}
+}
+
+// drops tells whether Plan.Drop names a datagram.
+func (r *run) drops(n *simNode, msg []byte) bool {
+	h, ok := headOf(msg)
+	for i, d := range r.plan.Drop {
+		if ok && d.Node == n.i && d.Response == h.response && !r.w.Now().Before(Epoch.Add(d.After)) && !r.dropped[i] {
+			if r.dropped == nil {
+				r.dropped = map[int]bool{}
+			}
+			r.dropped[i] = true
+			return true
+		}
+	}
+	return false
 }
 
 // lostBefore tells whether the same message was lost before, and notes that it was.
