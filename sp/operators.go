@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"wardgate/internal/certs"
+	"wardgate/policy"
 	"wardgate/sp/issue"
 	"wardgate/sp/operator"
 	"wardgate/sp/registry"
@@ -81,6 +82,7 @@ func (c *Centre) operatorServers(l *Listeners, own *tls.Certificate, e *events) 
 		if err != nil {
 			return nil, err
 		}
+		c.log.Info("operators", "at", l.Operators.Addr().String())
 		out = append(out, served{h, l.Operators, false})
 	}
 	if l.OperatorsTLS != nil {
@@ -94,6 +96,7 @@ func (c *Centre) operatorServers(l *Listeners, own *tls.Certificate, e *events) 
 		if _, err := trust(); err != nil {
 			return nil, fmt.Errorf("operators: %w", err)
 		}
+		c.log.Info("operators", "at", "https://"+l.OperatorsTLS.Addr().String())
 		out = append(out, served{s.TLSServer(own, trust), l.OperatorsTLS, true})
 	}
 	return out, nil
@@ -254,6 +257,28 @@ func (o *operators) MakeServiceKey(ctx context.Context, service string, by opera
 		return nil, err
 	}
 	return &operator.Made{Made: made}, nil
+}
+
+// ServiceCAs implements operator.Backend.
+func (o *operators) ServiceCAs(ctx context.Context, service string) ([]operator.CA, error) {
+	r, _, err := o.st.Current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s := r.Service(service); s == nil || s.Auth == policy.AuthPSK {
+		return nil, nil
+	}
+	o.making.Lock()
+	defer o.making.Unlock()
+	list, err := o.CAs(r, service)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]operator.CA, len(list))
+	for i, k := range list {
+		out[i] = operator.CA(k)
+	}
+	return out, nil
 }
 
 // History implements operator.Backend.

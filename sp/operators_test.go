@@ -162,7 +162,7 @@ func TestOperators(t *testing.T) {
 		}
 		for _, path := range []string{
 			"/v1/health", "/v1/registry", "/v1/registry/history", "/v1/registry/files", "/v1/registry/files?revision=1", "/v1/members", "/v1/members/hospital-a",
-			"/v1/devices", "/v1/devices/" + devB, "/v1/services", "/v1/services/group-a", "/v1/contracts", "/v1/contracts/a-b", "/v1/record?limit=1000", "/v1/record/verify", "/v1/crls",
+			"/v1/devices", "/v1/devices/" + devB, "/v1/services", "/v1/services/group-a", "/v1/services/group-a/ca", "/v1/contracts", "/v1/contracts/a-b", "/v1/record?limit=1000", "/v1/record/verify", "/v1/crls",
 		} {
 			d.get(path)
 		}
@@ -189,6 +189,10 @@ func TestOperators(t *testing.T) {
 		var made operator.Made
 		if body := d.send(http.StatusOK, http.MethodPost, "/v1/services/group-a/ca", http.Header{"Content-Type": {"application/json"}}, []byte(`{}`)); json.Unmarshal(body, &made) != nil || !strings.Contains(made.Made, "group-a") {
 			t.Errorf("ca: %s", body)
+		}
+
+		if cas := must(d.client.ServiceCAs(ctx, "group-a"))(t); len(cas.Items) != 2 || cas.Items[0].Number != 2 || cas.Items[1].State != "issues" {
+			t.Errorf("CAs: %+v", cas)
 		}
 
 		// All of it was me: who asks is known from the connection, whatever the request says.
@@ -417,6 +421,9 @@ func TestOperatorsMakeAKeyOnce(t *testing.T) {
 	d := w.startOperators()
 	must(d.client.Apply(w.context(), d.input(), nil, operator.By{}))(t)
 	must(d.client.MakeServiceKey(w.context(), "by-key", operator.By{}))(t)
+	if cas := must(d.client.ServiceCAs(w.context(), "by-key"))(t); len(cas.Items) != 0 {
+		t.Errorf("CAs of a service with a key: %+v", cas)
+	}
 	if _, err := d.client.MakeServiceKey(w.context(), "by-key", operator.By{}); !errors.Is(err, operator.ErrInTheWay) {
 		t.Errorf("%v", err)
 	}

@@ -326,6 +326,11 @@ func (c *Client) MakeServiceKey(ctx context.Context, service string, by By) (*Ma
 	return post[Made](ctx, c, "/v1/services/"+url.PathEscape(service)+"/ca", Order{by.Why})
 }
 
+// ServiceCAs implements API.
+func (c *Client) ServiceCAs(ctx context.Context, service string) (*CAs, error) {
+	return get[CAs](ctx, c, "/v1/services/"+url.PathEscape(service)+"/ca", nil)
+}
+
 // Record implements API.
 func (c *Client) Record(ctx context.Context, after uint64, n int) (*Record, error) {
 	return get[Record](ctx, c, "/v1/record", numbers("after", after, n))

@@ -70,7 +70,7 @@ func TestDocumentHasTheFields(t *testing.T) {
 	t.Parallel()
 	doc := operatortest.Parse(t)
 	types := map[string]any{
-		"CRL": operator.CRL{}, "CRLs": operator.CRLs{}, "Certificate": operator.Certificate{}, "Change": registry.Change{},
+		"CA": operator.CA{}, "CAs": operator.CAs{}, "CRL": operator.CRL{}, "CRLs": operator.CRLs{}, "Certificate": operator.Certificate{}, "Change": registry.Change{},
 		"Connection": operator.Connection{}, "Contract": registry.Contract{}, "ContractList": operator.List[registry.Contract]{},
 		"ContractShown": operator.Contract{}, "Device": registry.Device{}, "DeviceError": operator.Error{},
 		"DeviceList": operator.List[registry.Device]{}, "DeviceShown": operator.Device{}, "Entry": operator.Entry{}, "Fault": registry.Fault{},

@@ -343,6 +343,22 @@ func (l *Local) MakeServiceKey(ctx context.Context, service string, by By) (*Mad
 	return l.Backend.MakeServiceKey(ctx, service, by)
 }
 
+// ServiceCAs implements API.
+func (l *Local) ServiceCAs(ctx context.Context, service string) (*CAs, error) {
+	r, _, err := l.Backend.Current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if r.Service(service) == nil {
+		return nil, notFound("service", service)
+	}
+	list, err := l.Backend.ServiceCAs(ctx, service)
+	if err != nil {
+		return nil, err
+	}
+	return &CAs{orNone(list)}, nil
+}
+
 // Record implements API.
 func (l *Local) Record(ctx context.Context, after uint64, n int) (*Record, error) {
 	list, err := l.Backend.Record(ctx, after, limit(n))

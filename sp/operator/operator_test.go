@@ -137,6 +137,8 @@ func TestEveryOperation(t *testing.T) {
 	if v := into[operator.Revocation](w, r); v.Device != "b.devices.example" || len(v.Peers) != 1 {
 		t.Errorf("revoke: %s", r.body)
 	}
+	w.want(200, "", "GET", "/v1/services/group-a/ca", "")
+	w.want(404, "not-found", "GET", "/v1/services/nothing/ca", "")
 	w.want(200, "", "POST", "/v1/services/group-a/ca", `{}`, "Content-Type", asJSON)
 	if want := []string{"revoke b.devices.example stolen van broken into", "key group-a"}; !slices.Equal(w.fake.asked, want) {
 		t.Errorf("asked %q, want %q", w.fake.asked, want)

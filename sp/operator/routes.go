@@ -93,6 +93,7 @@ var routes = []route{
 	}},
 	{"GET", "/v1/services", pages, nil, 0, listOf((*Local).Services)},
 	{"GET", "/v1/services/{name}", nil, nil, 0, oneOf((*Local).Service)},
+	{"GET", "/v1/services/{name}/ca", nil, nil, 0, oneOf((*Local).ServiceCAs)},
 	{"POST", "/v1/services/{name}/ca", nil, []string{typeJSON}, maxOrder, func(r *request) (*answer, error) {
 		var o Order
 		if p := r.order(&o); p != nil {

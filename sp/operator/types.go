@@ -42,6 +42,8 @@ type Backend interface {
 	RevokeDevice(ctx context.Context, device, reason string, by By) (*Revocation, error)
 	// MakeServiceKey makes a service's next CA, or its pre-shared key.
 	MakeServiceKey(ctx context.Context, service string, by By) (*Made, error)
+	// ServiceCAs tells how a service's CAs are, the newest first; none with a pre-shared key.
+	ServiceCAs(ctx context.Context, service string) ([]CA, error)
 	// History returns at most limit revisions below one (0: from the newest on), the newest first.
 	History(ctx context.Context, before uint64, limit int) ([]Revision, error)
 	// Record returns at most limit entries of the record after a sequence number.
@@ -89,6 +91,7 @@ type API interface {
 
 	RevokeDevice(ctx context.Context, device, reason string, by By) (*Revocation, error)
 	MakeServiceKey(ctx context.Context, service string, by By) (*Made, error)
+	ServiceCAs(ctx context.Context, service string) (*CAs, error)
 	Record(ctx context.Context, after uint64, limit int) (*Record, error)
 	VerifyRecord(ctx context.Context, from Mark) (Mark, error)
 	CRLs(ctx context.Context) (*CRLs, error)
@@ -257,6 +260,23 @@ type Revocation struct {
 // Made is what was made for a service.
 type Made struct {
 	Made string `json:"made"` // where, on the centre's machine
+}
+
+// CA is a CA of a service.
+type CA struct {
+	Number   int       `json:"number"`
+	State    string    `json:"state"`          // unfinished, waits, published, issues, used, ended or broken
+	Folder   string    `json:"folder"`         // on the centre's machine
+	Key      string    `json:"key,omitempty"`  // "file", or what names it on the token
+	Root     string    `json:"root,omitempty"` // whose
+	From     time.Time `json:"from,omitzero"`  // when it begins to issue; zero: it did at once
+	NotAfter time.Time `json:"not_after,omitzero"`
+	Fault    string    `json:"fault,omitempty"` // why it is broken
+}
+
+// CAs are those of one service, the newest first.
+type CAs struct {
+	Items []CA `json:"items"`
 }
 
 // Entry is one entry of the record. Each holds the hash of the one before.

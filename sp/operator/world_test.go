@@ -160,6 +160,10 @@ func (f *fake) MakeServiceKey(_ context.Context, service string, by operator.By)
 	return &operator.Made{Made: "services/" + service + "/2"}, nil
 }
 
+func (f *fake) ServiceCAs(context.Context, string) ([]operator.CA, error) {
+	return []operator.CA{{Number: 2, State: "published", Folder: "2", Key: "file", Root: "x", From: registrytest.At, NotAfter: registrytest.At, Fault: "x"}, {Number: 1, State: "issues", Folder: "1"}}, f.fail
+}
+
 func (f *fake) History(_ context.Context, before uint64, limit int) ([]operator.Revision, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
