@@ -64,7 +64,8 @@ type world struct {
 	content    registry.Content
 	running    *instance
 	signerCRLs []*x509.RevocationList
-	waiting    chan struct{} // a device waits for a policy
+	enrolled   map[string]int // "device service": certificates that are rightly there
+	waiting    chan struct{}  // a device waits for a policy
 
 	mu    sync.Mutex // guards what follows
 	now   time.Time
@@ -139,7 +140,7 @@ var services = []string{"group-a", "group-b", "group-c"}
 // newWorld makes a folder by Init, a database, and a registry with devices that are members of services.
 func newWorld(t *testing.T, url string, at time.Time, devices map[string][]string) *world {
 	t.Helper()
-	w := &world{T: t, now: at, moved: make(chan struct{}), waiting: make(chan struct{}, 1000)}
+	w := &world{T: t, now: at, enrolled: map[string]int{}, moved: make(chan struct{}), waiting: make(chan struct{}, 1000)}
 	w.ca = must(labca.New(labca.Options{Kind: labca.Device, Name: "device", Domain: "devices.example", At: at.Add(-48 * time.Hour)}))(t)
 	w.content.Members = []registry.Member{{Name: "clinic", Title: "Clinic"}}
 	domains := map[string]string{}
