@@ -24,6 +24,7 @@ type authState struct {
 	leaves     [][]byte   // of localIDs: our certificates, DER; nil: PSK
 	job        uint64     // the signature or verdict we wait for; 0: none
 	verifying  bool       // job is a verdict
+	childless  bool       // no CHILD SA comes with the rounds (RFC 6023)
 
 	// Responder.
 	req       *parsed       // the IKE_AUTH request under way

@@ -54,7 +54,7 @@ func (sa *SA) sendRound(auth authValue) {
 			// RFC 7296, section 2.4.
 			out.notify(message.NotifyInitialContact, nil)
 		}
-		if !sa.addFirstChild(out) {
+		if !h.childless && !sa.addFirstChild(out) {
 			return
 		}
 	}
@@ -109,10 +109,14 @@ func (authTask) done(sa *SA, _ *generation, in *parsed) {
 	}
 	form := message.FormIKEAuthNextResponse
 	switch {
+	case r == 0 && last && h.childless:
+		form = message.FormChildlessOnlyResponse
 	case r == 0 && last:
 		form = message.FormIKEAuthOnlyResponse
 	case r == 0:
 		form = message.FormIKEAuthFirstResponse
+	case last && h.childless:
+		form = message.FormChildlessLastResponse
 	case last:
 		form = message.FormIKEAuthLastResponse
 	}
@@ -174,7 +178,9 @@ func (sa *SA) roundProved() {
 	sa.goUp(e)
 	sa.cur.takeCrashToken(in)
 	sa.takeAuthLifetime(in)
-	sa.finishFirstChild(h, in)
+	if !h.childless {
+		sa.finishFirstChild(h, in)
+	}
 	for _, name := range sa.wanted {
 		sa.wantChild(name)
 	}

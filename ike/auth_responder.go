@@ -55,6 +55,9 @@ func (sa *SA) takeRound(in *parsed) *RefusedError {
 	form := message.FormIKEAuthNextRequest
 	if r == 0 {
 		form = message.FormIKEAuthFirstRequest
+		if in.sa == nil && in.tsi == nil && in.tsr == nil && h.set.childless {
+			form, h.childless = message.FormChildlessFirstRequest, true
+		}
 	}
 	if in.idi != nil {
 		h.claimed = append(h.claimed, identityOf(in.idi))
@@ -161,6 +164,9 @@ func (sa *SA) peerProved() {
 // mine chooses among several credentials of ours, where the peer does not say with whom it wants
 // to talk: that of the connection that fits its wish best.
 func (sa *SA) mine(branches []*branch, follows bool) int {
+	if sa.handshake.childless {
+		return branches[0].local
+	}
 	of := map[*PeerConfig]int{}
 	var list []*PeerConfig
 	w := sa.firstWish()
@@ -195,6 +201,9 @@ func (sa *SA) firstWish() wish {
 // the connections may have been replaced since the candidates were found. nil: it is gone.
 func (sa *SA) chosenPeer() *PeerConfig {
 	h := sa.handshake
+	if h.childless {
+		return sa.childlessPeer()
+	}
 	w := sa.firstWish()
 	now := sa.host.peers()
 	var near, rest []*PeerConfig
@@ -234,6 +243,20 @@ func (sa *SA) chosenPeer() *PeerConfig {
 	return now.successor(c)
 }
 
+// childlessPeer is chosenPeer where the peer asks for no CHILD SA (RFC 6023): the first connection
+// that allows that, of those that fit otherwise. nil: there is none.
+func (sa *SA) childlessPeer() (found *PeerConfig) {
+	now := sa.host.peers()
+	for _, b := range sa.handshake.candidates {
+		b.each(func(c *PeerConfig) {
+			if found == nil && c.Childless && hasOffer(c.Proposals, sa.cur.chosen) {
+				found = now.successor(c)
+			}
+		})
+	}
+	return found
+}
+
 func (a *LocalAuth) sameAs(b *LocalAuth) bool {
 	return a.ID.Equal(b.ID) && string(a.PSK) == string(b.PSK) &&
 		slices.EqualFunc(a.Chain, b.Chain, func(x, y []byte) bool { return string(x) == string(y) })
@@ -258,7 +281,11 @@ func (sa *SA) answerRound(auth authValue) {
 		g.respond(in, out)
 		return
 	}
-	if sa.peer = sa.chosenPeer(); sa.peer == nil {
+	if sa.peer = sa.chosenPeer(); sa.peer == nil && h.childless {
+		sa.refuseAuth(refused(CodeNoConnection, -1, nil, "the peer asks for an IKE SA without a CHILD SA, which connection %q does not allow", h.candidates[0].first.Name))
+		return
+	}
+	if sa.peer == nil {
 		sa.refuseAuth(refused(CodeNoConnection, -1, nil, "connection %q was taken away meanwhile", h.candidates[0].first.Name))
 		return
 	}
@@ -275,6 +302,10 @@ func (sa *SA) answerRound(auth authValue) {
 	sa.goUp(e)
 	g.takeCrashToken(in)
 	sa.addCrashToken(out, g)
+	if h.childless {
+		g.respond(in, out)
+		return
+	}
 	k := keying{ni: h.ni, nr: h.nr}
 	cfg := sa.offerChild(&k, out, childRequest{offers: h.childSA, tsi: h.tsi, tsr: h.tsr, resource: h.resource, withoutKE: true})
 	// The initiator may send on the CHILD SA as soon as it has our answer, so we receive on it

@@ -355,6 +355,7 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 	sa.float()
 	sa.state = StateAuth
 	h.inter.methods = chosen.AdditionalKE()
+	h.childless = sa.peer.Childless && in.has(message.NotifyChildlessIKEv2Supported)
 	sa.afterInit()
 }
 
@@ -614,6 +615,9 @@ func (sa *SA) onFresh(ev evFresh) {
 	if ev.req.has(notifyIntermediate) {
 		out.notify(notifyIntermediate, nil)
 		h.inter.agreed, h.inter.methods = true, g.chosen.AdditionalKE()
+	}
+	if h.set.childless {
+		out.notify(message.NotifyChildlessIKEv2Supported, nil)
 	}
 	if h.set.ppk && ev.req.has(message.NotifyUsePPK) {
 		out.notify(message.NotifyUsePPK, nil)

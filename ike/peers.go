@@ -14,8 +14,9 @@ import (
 
 // peerSet is the set of connections, read-only after it was made.
 type peerSet struct {
-	byName map[string]*PeerConfig
-	ppk    bool // some have a PPK
+	byName    map[string]*PeerConfig
+	ppk       bool // some have a PPK
+	childless bool // some are Childless
 
 	// What candidates.go looks up.
 	roots     map[netip.Addr]*branch // by PeerConfig.Local
@@ -32,6 +33,7 @@ func newPeerSet(peers []*PeerConfig) *peerSet {
 	}
 	for _, p := range peers {
 		s.byName[p.Name] = p
+		s.childless = s.childless || p.Childless
 		s.ppk = s.ppk || len(p.RemoteAuth) > 0 && len(p.RemoteAuth[0].PPKs) > 0
 	}
 	s.index(peers)

@@ -83,6 +83,11 @@ type PeerConfig struct {
 
 	Children []ChildConfig // at least one
 
+	// Childless makes the IKE SA before any CHILD SA, in an IKE_AUTH exchange without one (RFC 6023),
+	// where the responder takes part: so each CHILD SA has a key exchange of its own, the first one
+	// too. A responder takes part for connections that have it set.
+	Childless bool
+
 	// RekeyIKE and RekeyChild are soft lifetimes. The end that made an SA rekeys it, up to 10 %
 	// early; the other end only where that did not happen, 1.5 to 3 s late. An SA that could not be
 	// rekeyed ends when it is half as old again, and a minute older at least. 0: 8 h and 1 h.

@@ -6,8 +6,7 @@ import "strconv"
 // are allowed depends on it. The state machine knows which one it expects; for
 // CREATE_CHILD_SA requests ClassifyCreateChild finds out.
 //
-// Not supported, and refused by the table: EAP (a first IKE_AUTH request without AUTH) and
-// childless IKE SAs.
+// Not supported, and refused by the table: EAP (a first IKE_AUTH request without AUTH).
 type Form uint8
 
 // Forms.
@@ -42,6 +41,11 @@ const (
 	FormIntermediateResponse // RFC 9242 with RFC 9370
 	FormFollowupKERequest    // RFC 9370
 	FormFollowupKEResponse   // RFC 9370
+	// FormChildlessFirstRequest, FormChildlessOnlyResponse and FormChildlessLastResponse are the
+	// messages of IKE_AUTH without a CHILD SA (RFC 6023).
+	FormChildlessFirstRequest
+	FormChildlessOnlyResponse
+	FormChildlessLastResponse
 )
 
 // many stands for "any number", which MaxPayloads bounds.
@@ -155,6 +159,21 @@ var forms = [...]form{
 	FormIntermediateResponse:  {name: "IKE_INTERMEDIATE response", response: true, rules: intermediateRules},
 	FormFollowupKERequest:     {name: "IKE_FOLLOWUP_KE request", rules: followupRules},
 	FormFollowupKEResponse:    {name: "IKE_FOLLOWUP_KE response", response: true, rules: followupRules},
+
+	FormChildlessFirstRequest: {name: "first IKE_AUTH request without a CHILD SA", rules: []rule{
+		{PayloadIDi, 1, 1, groupAuth},
+		{PayloadAUTH, 1, 1, groupAuth},
+		{PayloadCERT, 0, many, ungrouped},
+		{PayloadCERTREQ, 0, many, ungrouped},
+		{PayloadIDr, 0, 1, ungrouped},
+		{PayloadCP, 0, 1, ungrouped},
+	}},
+	FormChildlessOnlyResponse: {name: "IKE_AUTH response without a CHILD SA", response: true, rules: []rule{
+		{PayloadIDr, 1, 1, groupAuth}, {PayloadAUTH, 1, 1, groupAuth}, {PayloadCERT, 0, many, ungrouped}, {PayloadCP, 0, 1, ungrouped},
+	}},
+	FormChildlessLastResponse: {name: "last IKE_AUTH response of several, without a CHILD SA", response: true, rules: []rule{
+		{PayloadIDr, 0, 1, groupAuth}, {PayloadAUTH, 0, 1, groupAuth}, {PayloadCERT, 0, many, ungrouped}, {PayloadCP, 0, 1, ungrouped},
+	}},
 }
 
 func (f Form) valid() bool { return f > 0 && int(f) < len(forms) }
