@@ -4,7 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"os"
@@ -13,8 +18,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"wardgate/internal/certs"
+	"wardgate/internal/labca"
 	"wardgate/sp"
 	"wardgate/sp/operator"
 	"wardgate/sp/registry"
@@ -25,7 +32,7 @@ import (
 type bench struct {
 	*testing.T
 	dir, config string
-	api         string // socket of a running centre; empty: the commands work on the database
+	api         []string // flags that lead to a running centre; nil: the commands work on the database
 }
 
 // run runs one command line and wants its exit code.
@@ -33,8 +40,8 @@ func (b *bench) run(want int, args ...string) string {
 	b.Helper()
 	var out, complaints bytes.Buffer
 	where := []string{"--config", b.config}
-	if b.api != "" {
-		where = []string{"--config", b.path("nothing.toml"), "--api", b.api}
+	if b.api != nil {
+		where = append([]string{"--config", b.path("nothing.toml")}, b.api...)
 	}
 	if got := run(context.Background(), append(where, args...), &out, &complaints); got != want {
 		b.Fatalf("%q: exit %d, want %d\n%s%s", args, got, want, out.String(), complaints.String())
@@ -67,7 +74,7 @@ func newBench(t *testing.T) *bench {
 	if _, _, err := sp.Export(b.path("registry"), r); err != nil {
 		t.Fatal(err)
 	}
-	b.run(exitOK, "init", b.path("centre"), "--device-anchors", b.path("anchors.pem"), "--device-cas", b.path("cas.pem"), "--service", "group-a=group-a.example")
+	b.run(exitOK, "init", b.path("centre"), "--host", "localhost", "--device-anchors", b.path("anchors.pem"), "--device-cas", b.path("cas.pem"), "--service", "group-a=group-a.example")
 	return b
 }
 
@@ -87,23 +94,61 @@ func TestLifeOfARegistry(t *testing.T) {
 		t.Parallel()
 		lifeOfARegistry(t, newBench(t))
 	})
-	t.Run("API", func(t *testing.T) {
+	t.Run("socket", func(t *testing.T) {
 		t.Parallel()
 		b := newBench(t)
-		b.serve()
+		b.api = []string{"--api", b.serve("socket = \"operators.sock\"\n")}
 		lifeOfARegistry(t, b)
+	})
+	t.Run("TLS", func(t *testing.T) {
+		t.Parallel()
+		b := newBench(t)
+		now := time.Now()
+		ca, err := labca.New(labca.Options{Kind: labca.Device, Name: "operators", Domain: "operators.example", At: now.Add(-2 * time.Hour)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		me, err := ca.Issue(labca.Request{Public: key.Public(), DNSNames: []string{"me.operators.example"}, At: now.Add(-time.Hour)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.write("operators.pem", certs.EncodePEM(ca.Anchor()))
+		b.write("me.pem", certs.EncodePEM(append([]*x509.Certificate{me}, ca.Intermediates()...)...))
+		b.write("me.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+		at := b.serve(fmt.Sprintf("listen = \"127.0.0.1:0\"\nanchors = [%q]\n", b.path("operators.pem")))
+		to := func(anchors string) []string {
+			return []string{"--api", at, "--api-cert", b.path("me.pem"), "--api-key", b.path("me.key"), "--api-anchors", b.path(anchors)}
+		}
+		b.api = to("centre/web-root.pem")
+		lifeOfARegistry(t, b)
+		b.api = to("operators.pem")
+		if text := b.run(exitFailure, "health"); !strings.Contains(text, "unknown authority") {
+			t.Errorf("a centre that these anchors do not vouch for: %s", text)
+		}
+		b.api = to("me.key")
+		if text := b.run(exitFailure, "health"); !strings.Contains(text, "expected certificates in PEM") {
+			t.Errorf("anchors that are none: %s", text)
+		}
 	})
 }
 
-// serve lets a centre run, and the commands after it use its API.
-func (b *bench) serve() {
+// serve lets a centre run with a section [operators], and returns where its API is.
+func (b *bench) serve(operators string) string {
 	b.Helper()
 	text, err := os.ReadFile(b.config)
 	if err != nil {
 		b.Fatal(err)
 	}
-	text = bytes.ReplaceAll(text, []byte(":8443"), []byte("127.0.0.1:0"))
-	if err := os.WriteFile(b.config, append(text, "\n[operators]\nsocket = \"operators.sock\"\n"...), 0o600); err != nil {
+	text = bytes.ReplaceAll(text, []byte("\":8443\""), []byte("\"127.0.0.1:0\""))
+	if err := os.WriteFile(b.config, append(text, "\n[operators]\n"+operators...), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -113,13 +158,21 @@ func (b *bench) serve() {
 		code <- run(ctx, []string{"--config", b.config, "serve"}, io.Discard, w)
 		w.Close()
 	}()
+	var at string // where operators connect; read after ready
 	ready := make(chan struct{})
 	log := make(chan struct{})
 	go func() {
 		defer close(log)
 		open := sync.OnceFunc(func() { close(ready) })
 		for s := bufio.NewScanner(r); s.Scan(); {
-			if strings.Contains(s.Text(), `"msg":"ready"`) {
+			var line struct{ Msg, At string }
+			if err := json.Unmarshal(s.Bytes(), &line); err != nil {
+				b.Errorf("log: %q: %v", s.Text(), err)
+			}
+			switch line.Msg {
+			case "operators":
+				at = line.At
+			case "ready":
 				open()
 			}
 		}
@@ -136,7 +189,7 @@ func (b *bench) serve() {
 	case <-log:
 		b.Fatal("the centre ended before it was ready")
 	}
-	b.api = filepath.Join(filepath.Dir(b.config), "operators.sock")
+	return strings.Replace(at, "127.0.0.1", "localhost", 1)
 }
 
 func lifeOfARegistry(t *testing.T, b *bench) {
