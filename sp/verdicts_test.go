@@ -82,12 +82,12 @@ func TestVerdictsAreFresh(t *testing.T) {
 			}
 			for range 3 {
 				if r := poll(); r.status != http.StatusOK {
-					t.Fatalf("before: %d %s", r.status, r.body)
+					t.Fatalf("before: %d %.200s", r.status, r.body)
 				}
 			}
 			c.happens(w, i, ca)
 			if r := poll(); r.status != http.StatusForbidden || r.problem(t) != c.code {
-				t.Errorf("after: %d %s, want %s", r.status, r.body, c.code)
+				t.Errorf("after: %d %.200s, want %s", r.status, r.body, c.code)
 			}
 			if connections != 1 {
 				t.Errorf("%d connections, want all requests on one", connections)

@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +31,8 @@ const (
 var jobKinds = []string{jobRegistry, jobTime, jobRenew}
 
 const (
-	batch    = 64               // policies made in one go
+	batch    = 256              // policies made in one go
+	goes     = 8                // of one kind of work, before the next kind is looked at
 	lease    = 30 * time.Second // after that long another instance takes over
 	backdate = 5 * time.Minute  // of policies, for devices whose clock is behind
 	tick     = time.Second      // how often the clock is looked at
@@ -44,6 +47,26 @@ const (
 type signer struct {
 	key   crypto.Signer
 	chain []*x509.Certificate
+}
+
+// sign signs a document that was compiled and whose tests were run (compile.Input.Device): policy.Sign
+// would read, compile and test it a second time, which is most of what a policy costs.
+func (s *signer) sign(doc *policy.Document) ([]byte, error) {
+	if !slices.ContainsFunc(s.chain[0].UnknownExtKeyUsage, certs.EKUPolicySigning.Equal) {
+		return nil, fmt.Errorf("expected a signer's certificate with extendedKeyUsage %s, came %s; have it issued by the policy-signing CA", certs.EKUName(certs.EKUPolicySigning), certs.SubjectOf(s.chain[0]))
+	}
+	for _, c := range s.chain {
+		if c.NotAfter.Before(doc.NotAfter) {
+			// A device that restarts without reaching us must still be able to verify what it has.
+			return nil, fmt.Errorf("expected a signer's certificate that lasts until the policy ends on %s, came %s, which ends on %s; renew it, or shorten [policy] life",
+				doc.NotAfter.UTC().Format(time.RFC3339), certs.SubjectOf(c), c.NotAfter.UTC().Format(time.RFC3339))
+		}
+	}
+	payload, err := json.MarshalIndent(doc, "", " ") // indented: devices report faults by line
+	if err != nil {
+		return nil, err
+	}
+	return policy.SignPayload(payload, s.key, s.chain)
 }
 
 // worker makes policies until its context ends.
@@ -164,54 +187,71 @@ func (w *worker) renew(ctx context.Context, reg *registry.Registry, now time.Tim
 	}
 }
 
-// some claims and does work of one kind, and says how much.
-func (w *worker) some(ctx context.Context, kind string) (int, error) {
-	q, err := w.st.Queue(ctx, kind)
-	if err != nil || q.Next.IsZero() || q.Next.After(w.now()) {
-		return 0, err
+// some does work of one kind, and says how much: at most a few goes, so that the other kinds have their
+// turn. While the policies of one go are stored, those of the next are made.
+func (w *worker) some(ctx context.Context, kind string) (n int, err error) {
+	var storing sync.WaitGroup
+	defer storing.Wait()
+	for range goes {
+		q, err := w.st.Queue(ctx, kind)
+		if err != nil || q.Next.IsZero() || q.Next.After(w.now()) {
+			return n, err
+		}
+		claims, err := w.st.Claim(ctx, kind, w.name, batch, lease, w.now())
+		if err != nil || len(claims) == 0 {
+			return n, err
+		}
+		n += len(claims)
+		made, err := w.make(ctx, claims)
+		if err != nil {
+			return n, err
+		}
+		storing.Wait()
+		storing.Go(func() { w.put(ctx, made) })
 	}
-	claims, err := w.st.Claim(ctx, kind, w.name, batch, lease, w.now())
-	if err != nil || len(claims) == 0 {
-		return 0, err
-	}
-	return len(claims), w.make(ctx, claims)
+	return n, nil
 }
 
 // outcome is what became of one claim: a policy, nothing to do, or an error.
 type outcome struct {
+	claim  store.Claim
 	policy *store.Policy
 	err    error
 }
 
-// make brings the policies of claimed devices up to date.
-func (w *worker) make(ctx context.Context, claims []store.Claim) error {
+// make brings the policies of claimed devices up to date, as far as that is done without storing them.
+func (w *worker) make(ctx context.Context, claims []store.Claim) ([]outcome, error) {
 	now := w.now()
 	reg, rev, err := w.st.Current(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	w.load(reg, rev)
-	// Certificates first, so that the lists in the policies name them.
+	devices := make([]string, len(claims))
 	for i := range claims {
-		if err := w.endCertificates(ctx, reg, claims[i].Item, now); err != nil {
-			return err
-		}
+		devices[i] = claims[i].Item
+	}
+	// Certificates first, so that the lists in the policies name them.
+	if err := w.endCertificates(ctx, reg, devices, now); err != nil {
+		return nil, err
 	}
 	trust, err := w.auth.forPolicies(ctx, now)
 	if err != nil {
-		for i := range claims {
-			w.giveBack(ctx, &claims[i], err)
-		}
-		return err
+		return nil, err
+	}
+	heads, err := w.st.HeadsOf(ctx, devices)
+	if err != nil {
+		return nil, err
 	}
 	in := &compile.Input{Registry: reg, Trust: trust.Trust, Issuer: w.cfg.Issuer, Now: now}
-	results := make([]outcome, len(claims))
+	out := make([]outcome, len(claims))
 	var wg sync.WaitGroup
 	next := make(chan int)
 	for range min(runtime.GOMAXPROCS(0), len(claims)) {
 		wg.Go(func() {
 			for i := range next {
-				results[i].policy, results[i].err = w.one(ctx, in, trust, claims[i].Item, rev)
+				out[i].claim = claims[i]
+				out[i].policy, out[i].err = w.one(in, trust, claims[i].Item, rev, heads[claims[i].Item])
 			}
 		})
 	}
@@ -220,44 +260,43 @@ func (w *worker) make(ctx context.Context, claims []store.Claim) error {
 	}
 	close(next)
 	wg.Wait()
+	return out, nil
+}
 
+// put stores what was made, with the end of the work.
+func (w *worker) put(ctx context.Context, made []outcome) {
 	var good []store.Claim
 	var policies []store.Policy
-	var away error // the signer's key; then there is no sense in going on at once
-	for i := range claims {
-		if err := results[i].err; err != nil {
-			if errors.Is(err, issue.ErrUnavailable) {
-				away = err
-			}
-			w.giveBack(ctx, &claims[i], err)
+	for i := range made {
+		if made[i].err != nil {
+			w.giveBack(ctx, &made[i].claim, made[i].err)
 			continue
 		}
-		good = append(good, claims[i])
-		if results[i].policy != nil {
-			policies = append(policies, *results[i].policy)
+		good = append(good, made[i].claim)
+		if made[i].policy != nil {
+			policies = append(policies, *made[i].policy)
 		}
 	}
 	if len(good) == 0 {
-		return away
+		return
 	}
-	if _, err = w.st.PutPolicies(ctx, w.name, policies, good, w.now()); err == nil {
-		w.log.Info("policies", "made", len(policies), "looked at", len(good), "revision", rev)
-		return away
+	if _, err := w.st.PutPolicies(ctx, w.name, policies, good, w.now()); err == nil {
+		w.log.Info("policies", "made", len(policies), "looked at", len(good))
+		return
 	}
 	// One of them may be the reason: another instance was faster, or they are too large together.
-	for i := range claims {
-		if results[i].err != nil {
+	for i := range made {
+		if made[i].err != nil {
 			continue
 		}
 		var own []store.Policy
-		if results[i].policy != nil {
-			own = []store.Policy{*results[i].policy}
+		if made[i].policy != nil {
+			own = []store.Policy{*made[i].policy}
 		}
-		if _, err := w.st.PutPolicies(ctx, w.name, own, claims[i:i+1], w.now()); err != nil {
-			w.giveBack(ctx, &claims[i], err)
+		if _, err := w.st.PutPolicies(ctx, w.name, own, []store.Claim{made[i].claim}, w.now()); err != nil {
+			w.giveBack(ctx, &made[i].claim, err)
 		}
 	}
-	return away
 }
 
 // giveBack lets work be tried again, later each time.
@@ -276,17 +315,17 @@ func (w *worker) giveBack(ctx context.Context, c *store.Claim, why error) {
 	}
 }
 
-// endCertificates revokes what a device has no right to any more. It is done by whoever makes the policies
+// endCertificates revokes what devices have no right to any more. It is done by whoever makes the policies
 // that follow from the change, so that no crash comes between.
-func (w *worker) endCertificates(ctx context.Context, reg *registry.Registry, device string, now time.Time) error {
-	list, err := w.st.CertificatesOf(ctx, device, 0)
+func (w *worker) endCertificates(ctx context.Context, reg *registry.Registry, devices []string, now time.Time) error {
+	list, err := w.st.CertificatesInUse(ctx, devices, now)
 	if err != nil {
 		return err
 	}
 	for i := range list {
 		k := &list[i]
-		gone, why := leftService(reg, device, k.Service, now)
-		if !gone || now.After(k.NotAfter) || !k.Ends.IsZero() && !k.Ends.After(now) {
+		gone, why := leftService(reg, k.Device, k.Service, now)
+		if !gone {
 			continue
 		}
 		if _, err := w.st.Revoke(ctx, store.Revocation{Service: k.Service, Issuer: k.Issuer, Serial: k.Serial, Reason: why, Who: "centre", Why: "the registry has it no longer"}, now); err != nil {
@@ -296,8 +335,8 @@ func (w *worker) endCertificates(ctx context.Context, reg *registry.Registry, de
 	return nil
 }
 
-// one makes a device's policy; nil: it has the one that it needs.
-func (w *worker) one(ctx context.Context, in *compile.Input, trust *trusted, device string, rev store.Revision) (*store.Policy, error) {
+// one makes a device's policy; nil: the one that it has, head, is the one that it needs.
+func (w *worker) one(in *compile.Input, trust *trusted, device string, rev store.Revision, head store.PolicyHead) (*store.Policy, error) {
 	p, err := in.Device(device)
 	if errors.Is(err, compile.ErrNoDevice) || errors.Is(err, compile.ErrRevoked) {
 		return nil, nil
@@ -309,10 +348,6 @@ func (w *worker) one(ctx context.Context, in *compile.Input, trust *trusted, dev
 	if err != nil {
 		return nil, err
 	}
-	head, err := w.st.LatestHead(ctx, device)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return nil, err
-	}
 	life := time.Duration(w.cfg.Policy.Life)
 	if head.Serial > 0 && head.Content == content && !head.NotAfter.Before(in.Now.Add(life/2)) {
 		return nil, nil
@@ -321,7 +356,7 @@ func (w *worker) one(ctx context.Context, in *compile.Input, trust *trusted, dev
 	// disaster: devices refuse what is older than what they have.
 	serial := max(head.Serial+1, uint64(max(in.Now.Unix(), 1)))
 	doc := p.Document(serial, in.Now.Add(-backdate).Truncate(time.Second), in.Now.Add(life).Truncate(time.Second))
-	jws, err := policy.Sign(doc, w.signer.key, w.signer.chain)
+	jws, err := w.signer.sign(doc)
 	if err != nil {
 		return nil, fmt.Errorf("policy of %s: %w", device, err)
 	}

@@ -52,9 +52,11 @@ type Input struct {
 // Policy is what a device's next policy says, without serial number and validity.
 type Policy struct {
 	Device string
-	Hash   policy.Digest // over everything but serial and validity
 	doc    policy.Document
 }
+
+// Hash is the hash of everything but serial and validity.
+func (p *Policy) Hash() (policy.Digest, error) { return contentHash(&p.doc) }
 
 // Document returns the document with serial number and validity. What it points to is shared and
 // read-only.
@@ -64,8 +66,9 @@ func (p *Policy) Document(serial uint64, notBefore, notAfter time.Time) *policy.
 	return &d
 }
 
-// Device makes the policy of one device. Besides the errors of this package it returns a
-// *registry.Error when the document would be refused by the device.
+// Device makes the policy of one device, and does with it what the device will do: compiles it and runs
+// its tests. Besides the errors of this package it returns a *registry.Error when the device would refuse
+// it.
 func (in *Input) Device(name string) (*Policy, error) {
 	d := in.Registry.Device(name)
 	switch {
@@ -86,11 +89,7 @@ func (in *Input) Device(name string) (*Policy, error) {
 	if faults := b.verify(); len(faults) > 0 {
 		return nil, &registry.Error{Faults: faults}
 	}
-	hash, err := contentHash(&b.doc)
-	if err != nil {
-		return nil, err
-	}
-	return &Policy{Device: d.Name, Hash: hash, doc: b.doc}, nil
+	return &Policy{Device: d.Name, doc: b.doc}, nil
 }
 
 // All makes the policy of every device that gets one, by name.

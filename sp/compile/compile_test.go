@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"pgregory.net/rapid"
+
 	"wardgate/internal/certs"
 	"wardgate/internal/labca"
 	"wardgate/policy"
@@ -329,7 +331,7 @@ func TestTransport(t *testing.T) {
 // it, and everything else is.
 func TestHash(t *testing.T) {
 	in := input(t, registrytest.Hospital())
-	want := device(t, in, "a.devices.example").Hash
+	want := hashOf(t, device(t, in, "a.devices.example"))
 	mixed := registrytest.Hospital()
 	slices.Reverse(mixed.Devices)
 	slices.Reverse(mixed.Contracts)
@@ -343,7 +345,7 @@ func TestHash(t *testing.T) {
 	other := *in
 	other.Registry = newRegistry(t, mixed)
 	other.Now = at.Add(time.Hour)
-	if got := device(t, &other, "a.devices.example").Hash; got != want {
+	if got := hashOf(t, device(t, &other, "a.devices.example")); got != want {
 		t.Errorf("another order gives another hash: %v, %v", got, want)
 	}
 	other = *in
@@ -353,12 +355,12 @@ func TestHash(t *testing.T) {
 	}
 	other = *in
 	other.Issuer = "sp2.example"
-	if got := device(t, &other, "a.devices.example").Hash; got == want {
+	if got := hashOf(t, device(t, &other, "a.devices.example")); got == want {
 		t.Error("another issuer gives the same hash")
 	}
 	other = *in
 	other.Trust = trust(t, registrytest.Hospital())
-	if got := device(t, &other, "a.devices.example").Hash; got == want {
+	if got := hashOf(t, device(t, &other, "a.devices.example")); got == want {
 		t.Error("another CA gives the same hash")
 	}
 }
@@ -491,4 +493,13 @@ func TestLongTestNames(t *testing.T) {
 	if a, b := d.Tests[0].Name, d.Tests[1].Name; a == b || len(a) > registry.MaxName || !strings.HasPrefix(a, "a-b.xxx") {
 		t.Errorf("names %q and %q", a, b)
 	}
+}
+
+func hashOf(t rapid.TB, p *compile.Policy) policy.Digest {
+	t.Helper()
+	h, err := p.Hash()
+	if err != nil {
+		t.Fatalf("hash: %v", err)
+	}
+	return h
 }

@@ -356,7 +356,7 @@ func hashes(t rapid.TB, in *compile.Input) map[string]policy.Digest {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out[p.Device] = p.Hash
+		out[p.Device] = hashOf(t, p)
 	}
 	return out
 }

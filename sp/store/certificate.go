@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -316,6 +317,24 @@ func (s *Store) CertificateForKey(ctx context.Context, service string, key Hash)
 // (0: MaxPage), the newest first.
 func (s *Store) CertificatesOf(ctx context.Context, device string, limit int) ([]Certificate, error) {
 	return s.certificates(ctx, certificateColumns+" WHERE device = ? ORDER BY issued_at DESC, serial LIMIT ?", device, page(limit))
+}
+
+// CertificatesInUse returns the certificates of some devices that have neither expired nor ended at a time,
+// by device, service and time of issue. At most MaxBatch devices.
+func (s *Store) CertificatesInUse(ctx context.Context, devices []string, now time.Time) ([]Certificate, error) {
+	if err := checkCount("devices", len(devices)); err != nil {
+		return nil, fmt.Errorf("certificates in use: %w", err)
+	}
+	var out []Certificate
+	for part := range slices.Chunk(slices.Compact(slices.Sorted(slices.Values(devices))), inList) {
+		list, err := s.certificates(ctx, certificateColumns+" WHERE device IN "+inMarks+" AND not_after >= ? AND (revoked_at IS NULL OR revoked_at > ?) ORDER BY device, service, issued_at",
+			append(inArgs(part), micro(now), micro(now))...)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, list...)
+	}
+	return out, nil
 }
 
 // Expiring returns certificates without an end that expire before a time, those that are first to

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -140,6 +141,27 @@ func (s *Store) LatestHead(ctx context.Context, device string) (h PolicyHead, er
 		return h, fmt.Errorf("newest policy of %s: %w", device, err)
 	}
 	return list[0], nil
+}
+
+// HeadsOf returns the heads of some devices' newest policies, by device: those of devices that have none
+// are not in it. At most MaxBatch devices.
+func (s *Store) HeadsOf(ctx context.Context, devices []string) (map[string]PolicyHead, error) {
+	err := checkCount("devices", len(devices))
+	out := make(map[string]PolicyHead, len(devices))
+	for part := range slices.Chunk(devices, inList) {
+		if err != nil {
+			break
+		}
+		var list []PolicyHead
+		list, err = s.heads(ctx, "SELECT "+policyHeadColumns+" FROM policy_head WHERE device IN "+inMarks, inArgs(part)...)
+		for i := range list {
+			out[list[i].Device] = list[i]
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("newest policies of %d devices: %w", len(devices), err)
+	}
+	return out, nil
 }
 
 // Latest returns a device's newest policy.

@@ -68,6 +68,20 @@ func dollars(q string) string {
 	return b.String()
 }
 
+// inList is how many values an IN has: always as many, so that it is one statement.
+const inList = 64
+
+var inMarks = "(" + strings.TrimSuffix(strings.Repeat("?, ", inList), ", ") + ")"
+
+// inArgs are the arguments for inMarks: at least one value, at most inList; the last one fills up.
+func inArgs(list []string) []any {
+	out := make([]any, inList)
+	for i := range out {
+		out[i] = list[min(i, len(list)-1)]
+	}
+	return out
+}
+
 // conn is one connection with its prepared statements.
 type conn struct {
 	*sql.Conn

@@ -368,6 +368,56 @@ func TestCertificates(t *testing.T) {
 	})
 }
 
+// What is asked for many devices is what is asked for each.
+func TestManyDevicesAtOnce(t *testing.T) {
+	each(t, func(t *testing.T, s *store.Store) {
+		ctx := t.Context()
+		const n = 150 // more than one statement holds
+		var devices []string
+		var policies []store.Policy
+		for i := range n {
+			d := fmt.Sprintf("d%03d", i)
+			devices = append(devices, d)
+			if i%3 > 0 {
+				policies = append(policies, pol(d, uint64(i+1), "x"))
+			}
+			life := time.Hour
+			if i%5 == 0 {
+				life = time.Minute // expired by then
+			}
+			ok(t, s.Issue(ctx, store.Issue{Certificate: cert("group-a", d, int64(i+1), t0, life)}, t0))
+			if i%7 == 0 {
+				get(s.Revoke(ctx, store.Revocation{Device: d, Reason: store.KeyCompromise, Who: "op"}, t0))(t)
+			}
+		}
+		get(s.PutPolicies(ctx, "op", policies, nil, t0))(t)
+		get(s.PutPolicies(ctx, "op", []store.Policy{pol("d001", 1000, "y")}, nil, t0))(t)
+
+		now := t0.Add(2 * time.Minute)
+		heads := get(s.HeadsOf(ctx, devices))(t)
+		used := get(s.CertificatesInUse(ctx, devices, now))(t)
+		for i, d := range devices {
+			h, err := s.LatestHead(ctx, d)
+			if got, there := heads[d]; there != (err == nil) || got != h {
+				t.Errorf("%s: %+v, alone %+v, %v", d, got, h, err)
+			}
+			c := get(s.CurrentCertificate(ctx, "group-a", d))
+			if is := i%5 > 0 && i%7 > 0; is {
+				same(t, used[0], *c(t))
+				used = used[1:]
+			}
+		}
+		if len(used) > 0 {
+			t.Errorf("%d certificates too many: %+v", len(used), used[0])
+		}
+		same(t, len(get(s.HeadsOf(ctx, nil))(t))+len(get(s.CertificatesInUse(ctx, nil, now))(t)), 0)
+		_, err := s.HeadsOf(ctx, make([]string, store.MaxBatch+1))
+		want(t, err, store.ErrInvalid)
+		_, err = s.CertificatesInUse(ctx, make([]string, store.MaxBatch+1), now)
+		want(t, err, store.ErrInvalid)
+	})
+}
+
 func TestRevoke(t *testing.T) {
 	each(t, func(t *testing.T, s *store.Store) {
 		ctx := t.Context()
