@@ -173,8 +173,12 @@ func (s *sink) Install(_ context.Context, jws []byte) (centre.Policy, error) {
 		before = s.doc.Installed()
 	}
 	s.mu.Unlock()
+	var crls []*x509.RevocationList
+	if list := s.d.w.signerCRLs.Load(); list != nil {
+		crls = *list
+	}
 	doc, err := policy.Verify(jws, policy.VerifyOptions{
-		Anchors: s.d.w.signers, CRLs: s.d.w.signerCRLs, DeviceCertDER: s.d.cert.Raw, Installed: before, Now: s.d.w.Now(),
+		Anchors: s.d.w.signers, CRLs: crls, DeviceCertDER: s.d.cert.Raw, Installed: before, Now: s.d.w.Now(),
 	})
 	if err != nil {
 		return centre.Policy{}, fmt.Errorf("%s: %w", policy.Code(err), err)

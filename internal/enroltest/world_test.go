@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,9 +64,9 @@ type world struct {
 	ca         *labca.Authority // of device certificates
 	content    registry.Content
 	running    *instance
-	signerCRLs []*x509.RevocationList
-	enrolled   map[string]int // "device service": certificates that are rightly there
-	waiting    chan struct{}  // a device waits for a policy
+	signerCRLs atomic.Pointer[[]*x509.RevocationList] // of the policy signer, as devices know them
+	enrolled   map[string]int                         // "device service": certificates that are rightly there
+	waiting    chan struct{}                          // a device waits for a policy
 
 	mu    sync.Mutex // guards what follows
 	now   time.Time

@@ -379,10 +379,20 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // keepPolicy is the long poll.
 func (a *Agent) keepPolicy(ctx context.Context) {
-	failures := 0
+	failures, untold := 0, 0
+	var tell time.Time // not before
 	for ctx.Err() == nil {
-		if err := a.Report(ctx); ctx.Err() == nil {
+		if now := a.cfg.Clock.Now(); !now.Before(tell) {
+			err := a.Report(ctx)
+			if ctx.Err() != nil {
+				return
+			}
 			a.note("report", "", err) // a centre that takes no reports may still have a policy
+			if untold++; err == nil {
+				untold = 0
+			} else {
+				tell = now.Add(max(a.backoff(untold, maxPollBackoff), retryAfter(err)))
+			}
 		}
 		start := a.cfg.Clock.Now()
 		changed, err := a.Poll(ctx, pollWait)

@@ -235,9 +235,7 @@ func refusal(r *http.Response) error {
 		e.Got = "HTTP " + strconv.Itoa(r.StatusCode) + " " + quoteLong(line)
 		e.Reason = reason(line)
 	}
-	if s, err := strconv.Atoi(r.Header.Get("Retry-After")); err == nil && s > 0 {
-		e.RetryAfter = min(time.Duration(min(s, 1<<20))*time.Second, maxRetry)
-	}
+	e.RetryAfter = retryOf(r.Header)
 	switch {
 	case r.StatusCode == http.StatusAccepted:
 		e.Code = Pending
@@ -245,6 +243,21 @@ func refusal(r *http.Response) error {
 		e.Code, e.Do = Busy, "it is tried again by itself"
 	}
 	return e
+}
+
+// retryOf returns how long the centre asks to be left alone (RFC 9110, section 10.2.3), at most maxRetry: a
+// number of seconds, or a time, which is compared with the answer's own.
+func retryOf(h http.Header) time.Duration {
+	text := h.Get("Retry-After")
+	if s, err := strconv.ParseUint(text, 10, 63); err == nil || errors.Is(err, strconv.ErrRange) {
+		return time.Duration(min(s, uint64(maxRetry/time.Second))) * time.Second
+	}
+	until, err1 := http.ParseTime(text)
+	date, err2 := http.ParseTime(h.Get("Date"))
+	if err1 != nil || err2 != nil {
+		return 0
+	}
+	return min(max(until.Sub(date), 0), maxRetry)
 }
 
 // quoteLong is certs.Quote with room for the centre's whole line: what was expected, what came, what to do.

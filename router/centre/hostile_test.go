@@ -355,3 +355,55 @@ func TestNoWait(t *testing.T) {
 		}
 	})
 }
+
+// TestBusyCentre: a centre that says no to everything is asked as often as it says itself, or with growing
+// pauses; reports, policies and enrolments each on their own.
+func TestBusyCentre(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		status     int
+		retry      string
+		most, some int // requests for one path in a day
+	}{
+		"429 for ten minutes": {http.StatusTooManyRequests, "600", 150, 130},
+		"503 for ever":        {http.StatusServiceUnavailable, "99999999999999999999", 25, 20},
+		"503":                 {http.StatusServiceUnavailable, "", 24 * 60 / 2, 24 * 60 / 6},
+		"500, retry at once":  {http.StatusInternalServerError, "0", 24 * 60 / 2, 24 * 60 / 6},
+		"no time at all":      {http.StatusBadGateway, "soon", 24 * 60 / 2, 24 * 60 / 6},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t, "group-a")
+				w.publish("group-a")
+				a, ctx := w.boot(0)
+				if _, err := a.Poll(ctx, 0); err != nil { // the policy is there, the certificate not
+					t.Fatal(err)
+				}
+				w.set(func() {
+					clear(w.requests)
+					w.override = func(rw http.ResponseWriter, _ *http.Request) bool {
+						if c.retry != "" {
+							rw.Header().Set("Retry-After", c.retry)
+						}
+						rw.WriteHeader(c.status)
+						return true
+					}
+				})
+				stop := w.run()
+				defer stop()
+				time.Sleep(24 * time.Hour)
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				for _, path := range []string{pol, "/v1/report"} {
+					if n := w.requests[path]; n > c.most || n < c.some {
+						t.Errorf("%s: %d requests in a day, want %d to %d", path, n, c.some, c.most)
+					}
+				}
+				if n := w.requests[cacerts]; n > 200 || n < 15 {
+					t.Errorf("cacerts: %d requests in a day", n)
+				}
+			})
+		})
+	}
+}
