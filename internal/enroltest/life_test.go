@@ -116,6 +116,7 @@ func TestMoveBetweenServices(t *testing.T) {
 		if r := w.do(old, "GET", "/v1/policy", nil, nil); r.status != 403 || r.code(t) != "cert-revoked" {
 			t.Errorf("by the certificate of the service that it left: %d %s", r.status, r.body)
 		}
+		w.onRecord("request-refused", "cert-revoked", "a.group-a.example")
 		stop()
 		w.pass(week)
 		w.eventually("the centre has made the policy anew", time.Second, func() bool { return w.head(devA).NotAfter.After(w.Now()) })
@@ -126,6 +127,30 @@ func TestMoveBetweenServices(t *testing.T) {
 		d.has("group-b", "group-c")
 		if len(d.told(centre.EventRemoved)) != 1 {
 			t.Error("nothing was told of the service that was removed")
+		}
+	})
+}
+
+// A device that left a service and comes back gets another certificate: the one that it had is revoked.
+func TestLeaveAndComeBack(t *testing.T) {
+	both(t, func(t *testing.T, w *world, d *device) {
+		if err := d.join(0); err != nil {
+			t.Fatal(err)
+		}
+		before := d.held("group-a").Cert
+		w.leave(devA, "group-a")
+		w.apply()
+		if err := d.join(0); err != nil {
+			t.Fatal(err)
+		}
+		w.join(devA, "group-a")
+		w.apply()
+		if err := d.join(0); err != nil {
+			t.Fatal(err)
+		}
+		d.has("group-a", "group-b")
+		if d.held("group-a").Cert.Equal(before) {
+			t.Error("the revoked certificate is in use again")
 		}
 	})
 }
