@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -66,7 +67,7 @@ func Open(ctx context.Context, o Options) (*Centre, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.token = newKeyToken(c.cfg.Token, c.log)
+	c.token = newKeyToken(c.cfg.Token, filepath.Join(c.cfg.Services.Dir, ".token.json"), c.log)
 	c.auth = newAuthorities(c.cfg, c.token, &recorder{st: c.st, overlap: time.Duration(c.cfg.Services.Overlap), now: c.now}, c.rand)
 	return c, nil
 }

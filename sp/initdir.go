@@ -89,7 +89,7 @@ func Init(dir string, o InitOptions, now time.Time, rand io.Reader) error {
 	if token.Chip == "" {
 		token.Chip = DefaultChip
 	}
-	f := &folder{dir: tmp, o: o, now: now, rand: rand, token: newKeyToken(token, slog.New(slog.DiscardHandler))}
+	f := &folder{dir: tmp, o: o, now: now, rand: rand, token: newKeyToken(token, "", slog.New(slog.DiscardHandler))}
 	err = f.fill()
 	if err == nil {
 		err = os.Rename(tmp, dir)

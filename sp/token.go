@@ -80,8 +80,9 @@ func (c *Config) checkToken(fault func(key, expected, came string)) {
 // keyToken is the token. It may be away at any time: whoever signs is told then, and everything goes on
 // when it is back. The chip process is started when a key is first asked for.
 type keyToken struct {
-	cfg Token
-	log *slog.Logger
+	cfg   Token
+	state string // file that remembers a PIN that was refused, so that nobody spends the tries; empty: none
+	log   *slog.Logger
 
 	mu     sync.Mutex // guards what follows; held while the chip process starts
 	chip   *pkichip.Chip
@@ -91,8 +92,8 @@ type keyToken struct {
 	keys   map[string]pkichip.Key // by reference: keys that were found
 }
 
-func newKeyToken(cfg Token, log *slog.Logger) *keyToken {
-	return &keyToken{cfg: cfg, log: log, keys: map[string]pkichip.Key{}}
+func newKeyToken(cfg Token, state string, log *slog.Logger) *keyToken {
+	return &keyToken{cfg: cfg, state: state, log: log, keys: map[string]pkichip.Key{}}
 }
 
 func (k *keyToken) configured() bool { return k.cfg.Module != "" }
@@ -127,7 +128,7 @@ func (k *keyToken) process(ctx context.Context) (*pkichip.Chip, error) {
 	}
 	k.tried = time.Now()
 	k.chip, k.failed = pkichip.Start(ctx, pkichip.Options{
-		Binary: k.cfg.Chip, Module: k.cfg.Module, TokenLabel: k.cfg.Label, User: k.cfg.User, Env: k.cfg.Env, Log: k.event,
+		Binary: k.cfg.Chip, Module: k.cfg.Module, TokenLabel: k.cfg.Label, StateFile: k.state, User: k.cfg.User, Env: k.cfg.Env, Log: k.event,
 		PIN: pkichip.PINSource{File: k.cfg.PINFile, Credential: k.cfg.PINCredential, Env: k.cfg.PINEnv},
 	})
 	if k.failed != nil {
