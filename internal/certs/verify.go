@@ -22,6 +22,10 @@ type Options struct {
 	// is refused), but a missing one is no obstacle.
 	RequireCRL bool
 
+	// OCSP are responses (DER, RFC 6960) about the leaf or CAs of the chain. A current one that says
+	// "good" stands for a revocation list; one that says "revoked" refuses. Others do no harm.
+	OCSP [][]byte
+
 	// EKU is the purpose that the leaf must name in its extendedKeyUsage; anyExtendedKeyUsage
 	// is not enough (RFC 5280, section 4.2.1.12 allows that). CA certificates on the path that
 	// have the extension must name it, or "any". Nil: no purpose is asked for.
@@ -236,9 +240,17 @@ func checkPath(path []*x509.Certificate, opt *Options) (*Verified, error) {
 		return nil, at(err, leaf)
 	}
 	for i, c := range path[:len(path)-1] {
-		next, err := checkRevocation(c, path[i+1], opt.CRLs, opt.RequireCRL, opt.At)
+		good, next, err := revokedByOCSP(c, path[i+1], opt.OCSP, opt.At)
 		if err != nil {
 			return nil, at(err, c)
+		}
+		// The lists count also then: whoever one of the two names is refused.
+		listed, err := checkRevocation(c, path[i+1], opt.CRLs, opt.RequireCRL && !good, opt.At)
+		if err != nil {
+			return nil, at(err, c)
+		}
+		if !good {
+			next = listed
 		}
 		if opt.RequireCRL && next.Before(until) {
 			until = next

@@ -25,13 +25,13 @@ const day = 24 * time.Hour
 
 // world is a laboratory with one device and one service certificate bound to it.
 type world struct {
-	t           *testing.T
+	t           testing.TB
 	lab         *labca.Lab
 	device, svc *x509.Certificate
 	key         crypto.Signer
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	lab, err := labca.NewLab("", labca.P256, t0.Add(-day), "group-a", "group-b")
 	if err != nil {
@@ -44,7 +44,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func newKey(t *testing.T) crypto.Signer {
+func newKey(t testing.TB) crypto.Signer {
 	t.Helper()
 	k, err := labca.NewKey(labca.P256)
 	if err != nil {
@@ -217,7 +217,7 @@ func TestZeroTimeIsRefused(t *testing.T) {
 }
 
 // ca makes a CA certificate below parent by hand, for hierarchies that labca would not make.
-func ca(t *testing.T, cn string, parent *x509.Certificate, parentKey crypto.Signer, edit func(*x509.Certificate)) (*x509.Certificate, crypto.Signer) {
+func ca(t testing.TB, cn string, parent *x509.Certificate, parentKey crypto.Signer, edit func(*x509.Certificate)) (*x509.Certificate, crypto.Signer) {
 	t.Helper()
 	k := newKey(t)
 	tmpl := &x509.Certificate{
