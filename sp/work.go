@@ -204,10 +204,17 @@ func (w *worker) some(ctx context.Context, kind string) (n int, err error) {
 		n += len(claims)
 		made, err := w.make(ctx, claims)
 		if err != nil {
+			for i := range claims {
+				w.giveBack(ctx, &claims[i], err)
+			}
 			return n, err
 		}
 		storing.Wait()
 		storing.Go(func() { w.put(ctx, made) })
+		// While the signer's key is away there is no sense in going on at once.
+		if i := slices.IndexFunc(made, func(o outcome) bool { return errors.Is(o.err, issue.ErrUnavailable) }); i >= 0 {
+			return n, made[i].err
+		}
 	}
 	return n, nil
 }
