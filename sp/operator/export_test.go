@@ -18,5 +18,6 @@ func Routes() []Route {
 // What tests need to know.
 const (
 	MaxRequests = maxRequests
+	MaxHeavy    = maxHeavy
 	MaxOrder    = maxOrder
 )

@@ -285,6 +285,33 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// Whole registries are in memory two at a time; the others wait, and small questions are answered meanwhile.
+func TestFewRegistriesAtATime(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const n = 4 * operator.MaxHeavy
+	w.fake.planned, w.fake.block = make(chan struct{}, n), make(chan struct{})
+	files := w.do("GET", "/v1/registry/files", "").body
+	files = files[strings.Index(files, `"files"`):]
+	got := make(chan int, n)
+	for range n {
+		go func() { got <- w.do("POST", "/v1/registry/plan", "{"+files, "Content-Type", asJSON).status }()
+	}
+	for range operator.MaxHeavy {
+		<-w.fake.planned
+	}
+	w.want(200, "", "GET", "/v1/members", "")
+	for range n {
+		w.fake.block <- struct{}{}
+		if status := <-got; status != 200 {
+			t.Errorf("%d", status)
+		}
+	}
+	if w.fake.most > operator.MaxHeavy {
+		t.Errorf("%d registries at the same time, at most %d", w.fake.most, operator.MaxHeavy)
+	}
+}
+
 // Clients that do not get on are let go, and others are answered meanwhile.
 func TestSlowClients(t *testing.T) {
 	t.Parallel()

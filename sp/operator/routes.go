@@ -25,6 +25,11 @@ type route struct {
 	do           func(*request) (*answer, error)
 }
 
+// heavy reports whether serving the route holds a whole registry as text in memory.
+func (rt *route) heavy() bool {
+	return rt.limit > maxOrder || rt.method == http.MethodDelete || rt.path == "/v1/registry/files"
+}
+
 var (
 	pages  = []string{"after", "limit"}
 	inputs = []string{typeJSON, typePatch, typeTar}

@@ -157,7 +157,7 @@ func (s *Server) route(r *http.Request) *Problem {
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 	ctx, cancel := context.WithTimeout(r.Context(), requestTime)
 	defer cancel()
-	if rt.limit > maxOrder {
+	if rt.heavy() {
 		select {
 		case s.heavy <- struct{}{}:
 			defer func() { <-s.heavy }()

@@ -40,8 +40,11 @@ type fake struct {
 	asked   []string // of what would change keys
 	block   chan struct{}
 	fail    error
-	keys    error  // of MakeServiceKey
-	between func() // called between a plan and its being carried out
+	keys    error         // of MakeServiceKey
+	planned chan struct{} // not nil: told of each plan, which then waits for block
+	plans   int           // at the moment
+	most    int           // of plans at the same time
+	between func()        // called between a plan and its being carried out
 }
 
 var _ operator.Backend = (*fake)(nil)
@@ -85,6 +88,19 @@ func (f *fake) At(_ context.Context, at uint64) (*registry.Registry, error) {
 }
 
 func (f *fake) Plan(ctx context.Context, files fs.FS) (*operator.Plan, error) {
+	f.mu.Lock()
+	f.plans++
+	f.most = max(f.most, f.plans)
+	f.mu.Unlock()
+	if f.planned != nil {
+		f.planned <- struct{}{}
+		<-f.block
+	}
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.plans--
+	}()
 	p, _, err := f.plan(ctx, files)
 	return p, err
 }
