@@ -113,13 +113,13 @@ func (sa *SA) sign(la *LocalAuth) {
 		sa.onSigned(evSigned{job: h.job, auth: auth, err: err})
 		return
 	}
-	hashes, rand := h.peerHashes, sa.host.rand()
+	hashes, methods, rand := h.peerHashes, h.peerMethods, sa.host.rand()
 	sa.do(actSign{job: h.job, sign: func() (authValue, error) {
-		auth, err := signAUTH(la, hashes, first, rand)
+		auth, err := signAUTH(la, hashes, methods, first, rand)
 		if err != nil || plain == nil {
 			return auth, err
 		}
-		second, err := signAUTH(la, hashes, plain, rand)
+		second, err := signAUTH(la, hashes, methods, plain, rand)
 		if err == nil && second.method != auth.method {
 			err = fmt.Errorf("ike: the key signs with method %d, then with %d", auth.method, second.method)
 		}
@@ -129,12 +129,13 @@ func (sa *SA) sign(la *LocalAuth) {
 }
 
 // signAUTH computes an AUTH payload with a key that may be anywhere. It runs in a worker.
-func signAUTH(la *LocalAuth, peerHashes []uint16, octets []byte, rand io.Reader) (authValue, error) {
+func signAUTH(la *LocalAuth, peerHashes []uint16, announced []suite.Announcement, octets []byte, rand io.Reader) (authValue, error) {
 	pub := la.Signer.Public()
 	schemes, err := suite.SignatureSchemes(pub, peerHashes)
 	if err != nil {
 		return authValue{}, err
 	}
+	schemes = suite.Announced(schemes, announced)
 	var first error
 	for i, s := range schemes {
 		in, opts := s.SignRequest(octets)

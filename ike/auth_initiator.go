@@ -50,6 +50,10 @@ func (sa *SA) sendRound(auth authValue) {
 			out.add(req)
 		}
 		out.notify(message.NotifyMultipleAuthSupported, nil)
+		if h.announces {
+			// RFC 9593, section 3.1: the responder does it, so it wants to know.
+			out.add(announcements(sa.peer.accepts()))
+		}
 		if sa.host.firstContact(sa.peer) {
 			// RFC 7296, section 2.4.
 			out.notify(message.NotifyInitialContact, nil)

@@ -72,6 +72,7 @@ func (sa *SA) takeRound(in *parsed) *RefusedError {
 		return refused(CodeSyntax, r, nil, "the IKE_AUTH request of round %d lacks IDi or AUTH", r+1)
 	}
 	if r == 0 {
+		h.takeAnnouncements(in)
 		h.childSA, h.tsi, h.tsr, h.resource = in.sa, in.tsi, in.tsr, in.has(notifyResourceInfo)
 		h.multipleAuth = h.multipleAuth || in.has(message.NotifyMultipleAuthSupported)
 		h.initialContact = in.has(message.NotifyInitialContact)

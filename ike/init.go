@@ -43,8 +43,10 @@ type handshake struct {
 	ni, nr            []byte
 	initReq, initResp []byte   // as sent or received: AUTH covers them
 	peerHashes        []uint16 // SIGNATURE_HASH_ALGORITHMS
-	multipleAuth      bool     // the peer announced RFC 4739
-	initialContact    bool     // responder: the peer sent INITIAL_CONTACT
+	peerMethods       []suite.Announcement
+	announces         bool // the peer sent SUPPORTED_AUTH_METHODS, whose content is peerMethods
+	multipleAuth      bool // the peer announced RFC 4739
+	initialContact    bool // responder: the peer sent INITIAL_CONTACT
 	inter             intermediate
 	ppk               ppkState
 
@@ -355,6 +357,7 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 	sa.float()
 	sa.state = StateAuth
 	h.inter.methods = chosen.AdditionalKE()
+	h.takeAnnouncements(in)
 	h.childless = sa.peer.Childless && in.has(message.NotifyChildlessIKEv2Supported)
 	sa.afterInit()
 }
@@ -623,6 +626,7 @@ func (sa *SA) onFresh(ev evFresh) {
 		out.notify(message.NotifyUsePPK, nil)
 		h.ppk.agreed = true
 	}
+	out.add(announcements(h.set.psk, h.set.certificate))
 	out.notify(message.NotifyMultipleAuthSupported, nil)
 	if req := certReq(ev.from.anchors); req != nil {
 		out.add(req)

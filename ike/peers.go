@@ -18,6 +18,9 @@ type peerSet struct {
 	ppk       bool // some have a PPK
 	childless bool // some are Childless
 
+	// What proofs some accept.
+	psk, certificate bool
+
 	// What candidates.go looks up.
 	roots     map[netip.Addr]*branch // by PeerConfig.Local
 	locals    []netip.Addr           // keys of roots
@@ -34,6 +37,8 @@ func newPeerSet(peers []*PeerConfig) *peerSet {
 	for _, p := range peers {
 		s.byName[p.Name] = p
 		s.childless = s.childless || p.Childless
+		psk, certificate := p.accepts()
+		s.psk, s.certificate = s.psk || psk, s.certificate || certificate
 		s.ppk = s.ppk || len(p.RemoteAuth) > 0 && len(p.RemoteAuth[0].PPKs) > 0
 	}
 	s.index(peers)

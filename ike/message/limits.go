@@ -22,6 +22,8 @@ const (
 	MaxCfgAttributes = 128
 	// MaxHashAlgorithms is the largest number of entries in SIGNATURE_HASH_ALGORITHMS.
 	MaxHashAlgorithms = 64
+	// MaxAuthMethods is the largest number of entries in SUPPORTED_AUTH_METHODS.
+	MaxAuthMethods = 64
 	// MaxFragments is the largest number of fragments that one message may have.
 	MaxFragments = 255
 	// MinNonce and MaxNonce bound the nonce in octets (RFC 7296, section 3.9).
