@@ -57,7 +57,7 @@ const (
 )
 
 // patience bounds what a test waits for; it is never what passes.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // device is a router with its key in software.
 type device struct {
