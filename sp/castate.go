@@ -70,19 +70,19 @@ func (c *Centre) CAs(r *registry.Registry, name string) ([]CAState, error) {
 		folder := filepath.Join(m.own(s.Name), strconv.Itoa(n))
 		state := CAState{Number: n, State: CAUsed, Folder: folder, Key: whereKey(folder)}
 		ca, err := issue.OpenCA(folder, c.token.caKey, m.now)
-		switch {
-		case err == nil:
-			state.Root, state.From, state.NotAfter = certs.SubjectOf(ca.Root), ca.From, ca.Cert.NotAfter
-			if m.now.Before(ca.From) {
-				state.State = CAPublished
-			}
-			usable, place = append(usable, ca), append(place, len(out))
-		default:
+		if err != nil {
 			state.State, state.Fault = CABroken, err.Error()
 			if errors.Is(err, issue.ErrCAEnded) {
 				state.State = CAEnded
 			}
+			out = append(out, state)
+			continue
 		}
+		state.Root, state.From, state.NotAfter = certs.SubjectOf(ca.Root), ca.From, ca.Cert.NotAfter
+		if m.now.Before(ca.From) {
+			state.State = CAPublished
+		}
+		usable, place = append(usable, ca), append(place, len(out))
 		out = append(out, state)
 	}
 	if len(usable) > 0 {
