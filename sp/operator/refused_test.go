@@ -312,6 +312,35 @@ func TestFewRegistriesAtATime(t *testing.T) {
 	}
 }
 
+// An order that was begun is carried out, also when the one who gave it goes away.
+func TestOperatorGoesAway(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.fake.planned, w.fake.block = make(chan struct{}), make(chan struct{})
+	c, err := net.Dial("unix", w.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "POST /v1/devices/b.devices.example/revoke HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 19\r\n\r\n{\"reason\":\"stolen\"}"); err != nil {
+		t.Fatal(err)
+	}
+	<-w.fake.planned
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.want(200, "", "GET", "/v1/members", "") // time for the server to see it
+	close(w.fake.block)
+	for deadline := time.Now().Add(patience); ; {
+		r := into[operator.Record](w, w.want(200, "", "GET", "/v1/record", ""))
+		if r.Items[len(r.Items)-1].Event == "revoke" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the order was not carried out: %+v", r)
+		}
+	}
+}
+
 // Clients that do not get on are let go, and others are answered meanwhile.
 func TestSlowClients(t *testing.T) {
 	t.Parallel()

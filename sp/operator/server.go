@@ -155,7 +155,12 @@ func (s *Server) route(r *http.Request) *Problem {
 }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, rt *route) {
-	ctx, cancel := context.WithTimeout(r.Context(), requestTime)
+	ctx := r.Context()
+	if rt.method != http.MethodGet {
+		// What was begun is done, also when the operator goes away: nothing is left in between.
+		ctx = context.WithoutCancel(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
 	if rt.heavy() {
 		select {

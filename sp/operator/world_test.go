@@ -163,7 +163,14 @@ func (f *fake) ask(what, name string, by operator.By) {
 	f.note(what, by.Who, "ok")
 }
 
-func (f *fake) RevokeDevice(_ context.Context, device, reason string, by operator.By) (*operator.Revocation, error) {
+func (f *fake) RevokeDevice(ctx context.Context, device, reason string, by operator.By) (*operator.Revocation, error) {
+	if f.planned != nil {
+		f.planned <- struct{}{}
+		<-f.block
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
 	f.ask("revoke", device+" "+reason+" "+by.Why, by)
 	return &operator.Revocation{Device: device, Revision: 2, Certificates: 1, Peers: []string{"a.devices.example"}}, nil
 }
