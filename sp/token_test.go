@@ -1,15 +1,23 @@
 package sp_test
 
 import (
+	"bytes"
 	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ocsp"
 
 	"wardgate/internal/certs"
 	"wardgate/internal/testvectors"
@@ -131,6 +139,9 @@ func TestKeysOnAToken(t *testing.T) {
 	if n := len(i.crl(svc.Leaf).RevokedCertificateEntries); n != 0 {
 		t.Errorf("%d revoked", n)
 	}
+	if got := i.ocsp(svc.Leaf); got.Status != ocsp.Good {
+		t.Errorf("OCSP: status %d", got.Status)
+	}
 	i.settled()
 
 	h.away()
@@ -232,6 +243,50 @@ func TestTokenAtTheStart(t *testing.T) {
 	l := must(c.Listen(w.context()))(t)
 	if err := c.Serve(w.context(), l); err == nil || !strings.Contains(err.Error(), "expected the certificate's key") {
 		t.Errorf("another key: %v", err)
+	}
+}
+
+// ocsp asks for the status of a certificate.
+func (i *instance) ocsp(c *x509.Certificate) *ocsp.Response {
+	i.w.Helper()
+	all := i.cacerts("group-a")
+	k := slices.IndexFunc(all, func(ca *x509.Certificate) bool { return bytes.Equal(ca.SubjectKeyId, c.AuthorityKeyId) })
+	if k < 0 {
+		i.w.Fatal("cacerts has no issuer of the certificate")
+	}
+	body := must(ocsp.CreateRequest(c, all[k], nil))(i.w)
+	r := must(http.NewRequestWithContext(i.w.context(), http.MethodPost, "http://"+i.status+"/ocsp", bytes.NewReader(body)))(i.w)
+	r.Header.Set("Content-Type", "application/ocsp-request")
+	res := must(http.DefaultClient.Do(r))(i.w)
+	defer res.Body.Close()
+	return must(ocsp.ParseResponseForCert(must(io.ReadAll(res.Body))(i.w), c, all[k]))(i.w)
+}
+
+// The server's own key on the token: a key that another tool made, by its label.
+func TestServerKeyOnAToken(t *testing.T) {
+	t.Parallel()
+	h := newHSM(t)
+	w := newWorld(t, storetest.SQLite(t))
+	chip := must(pkichip.Start(t.Context(), pkichip.Options{Binary: h.Chip, Module: h.Module, TokenLabel: h.Label, Env: h.Env, PIN: pkichip.PINSource{File: h.PINFile}}))(t)
+	key := must(chip.GenerateKey(t.Context(), "the server's key; made by hand", pkichip.P384))(t)
+	dir := filepath.Dir(w.configFile)
+	block, _ := pem.Decode(must(os.ReadFile(filepath.Join(dir, "web-root.key")))(t))
+	rootKey := must(x509.ParsePKCS8PrivateKey(block.Bytes))(t)
+	root := must(certs.ParseCertificates(must(os.ReadFile(filepath.Join(dir, "web-root.pem")))(t)))(t)[0]
+	old := must(certs.ParseCertificates(must(os.ReadFile(filepath.Join(dir, "web.pem")))(t)))(t)[0]
+	der := must(x509.CreateCertificate(rand.Reader, old, root, key.Signer.Public(), rootKey))(t)
+	if err := errors.Join(chip.Close(), os.WriteFile(filepath.Join(dir, "web.pem"), certs.EncodePEM(must(x509.ParseCertificate(der))(t)), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(must(os.ReadFile(w.configFile))(t)), `key = "web.key"`, `key = "pkcs11:object=the%20server%27s%20key%3B%20made%20by%20hand"`, 1)
+	text += fmt.Sprintf("\n[token]\nmodule = %q\nlabel = %q\npin_file = %q\nchip = %q\n", h.Module, h.Label, h.PINFile, h.Chip)
+	cfg := must(sp.ParseConfig(w.configFile, []byte(text)))(t)
+	cfg.Database, cfg.Token.Env = w.cfg.Database, h.Env
+	w.cfg = cfg
+	i := w.start()
+	i.apply()
+	if doc, _ := i.policy(w.devices[devA], ""); connections(doc) != "a-b a-c" {
+		t.Errorf("connections %q", connections(doc))
 	}
 }
 
