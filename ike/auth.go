@@ -51,6 +51,7 @@ type proof struct {
 	id            Identity
 	leaf          []byte // DER; nil: PSK
 	intermediates [][]byte
+	ocsp          [][]byte
 	cert          *x509.Certificate // leaf, until the IKE SA is established
 	convinced     []*RemoteAuth     // whom it was good enough for
 }
@@ -187,11 +188,16 @@ func (sa *SA) onSigned(ev evSigned) {
 }
 
 // addIdentity adds ID, CERT and AUTH of one round.
-func addIdentity(out *outgoing, la *LocalAuth, responder bool, auth authValue) {
+func addIdentity(out *outgoing, la *LocalAuth, responder, wantOCSP bool, auth authValue) {
 	out.add(la.ID.payload(responder))
 	for _, der := range la.Chain {
 		if len(la.PSK) == 0 {
 			out.add(&message.Cert{Encoding: message.CertX509Signature, Data: der})
+		}
+	}
+	if wantOCSP {
+		if der := la.staple(); der != nil {
+			out.add(&message.Cert{Encoding: message.CertOCSP, Data: der})
 		}
 	}
 	out.add(&message.Auth{Method: message.AuthMethod(auth.method), Data: auth.data})
@@ -265,11 +271,12 @@ func (sa *SA) verify(in *parsed, id *message.ID) *RefusedError {
 	if len(chain) > maxCerts {
 		return refused(CodeBadCert, r, nil, "the peer sent %d certificates, at most %d are looked at", len(chain), maxCerts)
 	}
+	responses := ocspResponses(in.certs)
 	queries := make([]CertQuery, len(h.trusts))
 	for i, b := range h.trusts {
 		queries[i] = CertQuery{
 			Peer: b.first, Round: r, Auth: &b.first.RemoteAuth[r], ID: identityOf(id),
-			Leaf: chain[0], Intermediates: chain[1:], At: sa.now,
+			Leaf: chain[0], Intermediates: chain[1:], OCSP: responses, At: sa.now,
 		}
 		for _, p := range h.proofs {
 			queries[i].Earlier = append(queries[i].Earlier, p.cert)
@@ -380,7 +387,7 @@ func (sa *SA) onVerdict(ev evVerdict) {
 	h.candidates = filter(h.candidates, func(b *branch) bool { return convinced[b.trust] })
 	if in.auth.Method != message.AuthMethod(suite.AuthPSK) {
 		chain := x509Chain(in.certs)
-		p.leaf, p.intermediates = chain[0], chain[1:]
+		p.leaf, p.intermediates, p.ocsp = chain[0], chain[1:], ocspResponses(in.certs)
 		cert, err := x509.ParseCertificate(p.leaf)
 		if err != nil {
 			sa.fail(err)

@@ -29,7 +29,7 @@ func (sa *SA) sendRound(auth authValue) {
 	}
 	h.proved(la)
 	out := newOutgoing()
-	addIdentity(out, la, false, auth)
+	addIdentity(out, la, false, h.wantOCSP, auth)
 	if h.round == 0 && h.ppk.key != nil {
 		out.notify(message.NotifyPPKIdentity, append([]byte{ppkIDFixed}, h.ppk.key.ID...))
 		if auth.plain != nil {
@@ -46,9 +46,7 @@ func (sa *SA) sendRound(auth authValue) {
 		sa.addCrashToken(out, sa.cur)
 	}
 	if h.round == 0 {
-		if req := certReq(anchorsOf(sa.peer)); req != nil {
-			out.add(req)
-		}
+		addCertReqs(out, anchorsOf(sa.peer))
 		out.notify(message.NotifyMultipleAuthSupported, nil)
 		if h.announces {
 			// RFC 9593, section 3.1: the responder does it, so it wants to know.

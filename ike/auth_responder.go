@@ -75,6 +75,7 @@ func (sa *SA) takeRound(in *parsed) *RefusedError {
 		h.takeAnnouncements(in)
 		h.childSA, h.tsi, h.tsr, h.resource = in.sa, in.tsi, in.tsr, in.has(notifyResourceInfo)
 		h.multipleAuth = h.multipleAuth || in.has(message.NotifyMultipleAuthSupported)
+		h.wantOCSP = h.wantOCSP || in.wantOCSP
 		h.initialContact = in.has(message.NotifyInitialContact)
 	}
 	id := h.claimed[r]
@@ -270,7 +271,7 @@ func (sa *SA) answerRound(auth authValue) {
 	la := &h.candidates[0].first.LocalAuth[r]
 	in := h.req
 	out := newOutgoing()
-	addIdentity(out, la, true, auth)
+	addIdentity(out, la, true, h.wantOCSP, auth)
 	if r == 0 && h.ppk.key != nil {
 		out.notify(message.NotifyPPKIdentity, nil)
 	}

@@ -234,7 +234,7 @@ func (sa *SA) judgeAgain(doubt func(round int) bool) {
 		if p.leaf == nil || !doubt(i) {
 			continue
 		}
-		q := CertQuery{Peer: sa.peer, Round: i, Auth: &sa.peer.RemoteAuth[i], ID: p.id, Leaf: p.leaf, Intermediates: p.intermediates, At: sa.now}
+		q := CertQuery{Peer: sa.peer, Round: i, Auth: &sa.peer.RemoteAuth[i], ID: p.id, Leaf: p.leaf, Intermediates: p.intermediates, OCSP: p.ocsp, At: sa.now}
 		for _, e := range sa.est.proofs[:i] {
 			var cert *x509.Certificate
 			if e.leaf != nil {

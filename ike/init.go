@@ -46,6 +46,7 @@ type handshake struct {
 	peerMethods       []suite.Announcement
 	announces         bool // the peer sent SUPPORTED_AUTH_METHODS, whose content is peerMethods
 	multipleAuth      bool // the peer announced RFC 4739
+	wantOCSP          bool // the peer asked for OCSP responses (RFC 4806)
 	initialContact    bool // responder: the peer sent INITIAL_CONTACT
 	inter             intermediate
 	ppk               ppkState
@@ -232,6 +233,7 @@ func (sa *SA) takeInitNotifies(in *parsed) {
 	h := sa.handshake
 	sa.fragment = in.has(message.NotifyFragmentationSupported)
 	h.multipleAuth = h.multipleAuth || in.has(message.NotifyMultipleAuthSupported)
+	h.wantOCSP = h.wantOCSP || in.wantOCSP
 	if n := in.notify(message.NotifySignatureHashAlgorithms); n != nil {
 		if ids, err := n.HashAlgorithms(); err == nil {
 			for _, id := range ids {
@@ -628,9 +630,7 @@ func (sa *SA) onFresh(ev evFresh) {
 	}
 	out.add(announcements(h.set.psk, h.set.certificate))
 	out.notify(message.NotifyMultipleAuthSupported, nil)
-	if req := certReq(ev.from.anchors); req != nil {
-		out.add(req)
-	}
+	addCertReqs(out, ev.from.anchors)
 	for _, v := range sa.cfg.VendorIDs {
 		out.add(&message.VendorID{Data: v})
 	}

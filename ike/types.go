@@ -131,6 +131,10 @@ type LocalAuth struct {
 	PSK    []byte        // pre-shared key; empty: certificate
 	Chain  [][]byte      // DER, leaf first, then the intermediates that the peer may lack
 	Signer crypto.Signer // the key of Chain[0]; may be slow, and may fail at any time
+	// OCSP returns the newest OCSP response (DER) about Chain[0] for peers that ask for it (RFC
+	// 4806), or nil. It must not block. nil: there is none.
+	OCSP func() []byte
+
 	// Role is what messages call the round: "device", "service".
 	Role string
 }
@@ -151,7 +155,7 @@ type RemoteAuth struct {
 
 	Anchors    []*x509.Certificate
 	CRLs       []*x509.RevocationList
-	RequireCRL bool // a certificate whose issuer has no valid CRL here is refused
+	RequireCRL bool // a certificate about which neither a valid CRL of its issuer nor an OCSP response is here is refused
 
 	// RelatedToRound is the earlier round whose leaf certificate this round's certificate must
 	// name in its RelatedCertificate extension (RFC 9763); -1: none.
@@ -191,6 +195,7 @@ type CertQuery struct {
 	ID            Identity            // the identity that the peer claims
 	Leaf          []byte              // DER, at most 64 KiB
 	Intermediates [][]byte            // DER
+	OCSP          [][]byte            // DER: responses that came with the certificates (RFC 4806)
 	Earlier       []*x509.Certificate // leaves of the earlier rounds; nil where a PSK was used
 	At            time.Time
 }

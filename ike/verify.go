@@ -12,7 +12,7 @@ import (
 func DefaultVerify(q CertQuery) error {
 	opt := certs.Options{
 		Leaf: q.Leaf, Intermediates: q.Intermediates, Anchors: q.Auth.Anchors, CRLs: q.Auth.CRLs,
-		RequireCRL: q.Auth.RequireCRL, EKU: certs.EKUIPsecIKE, At: q.At, Role: q.Auth.Role,
+		RequireCRL: q.Auth.RequireCRL, OCSP: q.OCSP, EKU: certs.EKUIPsecIKE, At: q.At, Role: q.Auth.Role,
 		ID: &certs.ID{Type: certs.IDType(q.ID.Type), Data: []byte(q.ID.Data)},
 	}
 	if r := q.Auth.RelatedToRound; r >= 0 {

@@ -55,6 +55,7 @@ type parsed struct {
 	nonce    []byte
 	idi, idr *message.ID
 	certs    []*message.Cert
+	wantOCSP bool // RFC 4806
 	auth     *message.Auth
 	tsi, tsr *message.TS
 	notifies []*message.Notify
@@ -105,6 +106,8 @@ func sort(ps message.Payloads) (*parsed, error) {
 			}
 		case *message.Cert:
 			in.certs = append(in.certs, p)
+		case *message.CertReq:
+			in.wantOCSP = in.wantOCSP || p.Encoding == message.CertOCSP
 		case *message.Auth:
 			err = once(in.auth != nil, p)
 			in.auth = p
