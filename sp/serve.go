@@ -107,6 +107,7 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	wg.Go(func() { w.run(work) })
 	wg.Go(func() { a.follow(work, seen, w.wake) })
 	wg.Go(func() { a.keepReports(work) })
+	wg.Go(func() { tidy(work) })
 	wg.Go(func() { c.keepSmall(work) })
 
 	var record sync.WaitGroup

@@ -54,7 +54,7 @@ func benchSPCommand() *cobra.Command {
 	f.IntVar(&b.partners, "partners", 5, "contracts of a device, on average")
 	f.Uint64Var(&b.seed, "seed", 1, "what the registry follows from")
 	f.IntVar(&b.rounds, "rounds", 3, "changes of each kind")
-	f.DurationVar(&b.rest, "rest", 30*time.Second, "how long all devices wait before memory is measured")
+	f.DurationVar(&b.rest, "rest", 40*time.Second, "how long nothing happens before memory is measured")
 	f.DurationVar(&b.limit, "limit", 20*time.Minute, "the whole run ends after that, at the latest")
 	f.BoolVar(&b.noEnrol, "no-enrol", false, "leave the enrolments out")
 	if err := cmd.MarkFlagRequired("out"); err != nil {
@@ -231,6 +231,10 @@ func (b *spBench) join(ctx context.Context) error {
 	if err := b.quiet(ctx); err != nil {
 		return err
 	}
+	b.say("nobody waits, for %s", b.rest)
+	if err := b.pause(ctx); err != nil {
+		return err
+	}
 	b.say("all devices connect")
 	before, err := b.centre.Usage()
 	if err != nil {
@@ -250,10 +254,8 @@ func (b *spBench) join(ctx context.Context) error {
 		return err
 	}
 	b.say("all wait for %s", b.rest)
-	select {
-	case <-time.After(b.rest):
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := b.pause(ctx); err != nil {
+		return err
 	}
 	rested, err := b.centre.Usage()
 	if err != nil {
@@ -273,6 +275,16 @@ func (b *spBench) join(ctx context.Context) error {
 		b.put("waiting", (rested.CPU-connected.CPU).Seconds()/b.rest.Seconds()*100, "%cpu"),
 		b.put("database", float64(rested.Database)/1e6, "MB"),
 	)
+}
+
+// pause lets the centre rest.
+func (b *spBench) pause(ctx context.Context) error {
+	select {
+	case <-time.After(b.rest):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // verdict judges what was delivered, and fails when anything is wrong.

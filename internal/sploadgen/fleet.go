@@ -77,8 +77,9 @@ type device struct {
 	key  Key
 	tls  *tls.Config
 
-	mu        sync.Mutex // guards deliveries
+	mu        sync.Mutex // guards what follows
 	delivered []Delivery
+	newest    string // entity tag
 
 	etag    string // its goroutine's
 	waiting bool   // its goroutine's: it is counted in the fleet's
@@ -204,6 +205,27 @@ func (f *Fleet) Count() int {
 	return n
 }
 
+// Serials are the serial numbers of the newest policies that the devices were given; 0: none.
+func (f *Fleet) Serials() map[string]uint64 {
+	out := map[string]uint64{}
+	for _, d := range f.devices {
+		d.mu.Lock()
+		out[d.name] = serialOf(d.newest)
+		d.mu.Unlock()
+	}
+	return out
+}
+
+// serialOf reads the serial number in an entity tag of the centre, which begins with it; 0: there is none.
+func serialOf(etag string) uint64 {
+	text, _, _ := strings.Cut(strings.Trim(etag, `"`), "-")
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // run keeps one device connected.
 func (d *device) run(ctx context.Context) {
 	failures := 0
@@ -286,19 +308,15 @@ func (d *device) connection(ctx context.Context) (good bool, err error) {
 }
 
 func (d *device) report(c *tls.Conn, in *bufio.Reader) (closing bool, err error) {
-	serial, _, _ := strings.Cut(strings.Trim(d.etag, `"`), "-")
-	if _, err := strconv.ParseUint(serial, 10, 64); err != nil {
-		serial = "0"
-	}
-	body := `{"version":"load","policy_serial":` + serial + `}`
-	r, _, err := d.ask(c, in, "POST /v1/report", "Content-Type: application/json\r\nContent-Length: "+strconv.Itoa(len(body))+"\r\n", body, answerTime)
+	body := `{"version":"load","policy_serial":` + strconv.FormatUint(serialOf(d.etag), 10) + `}`
+	r, err := d.ask(c, in, "POST /v1/report", "Content-Type: application/json\r\nContent-Length: "+strconv.Itoa(len(body))+"\r\n", body, answerTime)
 	if err != nil {
 		return false, err
 	}
-	if r.StatusCode != http.StatusNoContent {
-		return false, fmt.Errorf("report: expected 204, came %s", r.Status)
+	if r.status != http.StatusNoContent {
+		return false, fmt.Errorf("report: expected 204, came %d", r.status)
 	}
-	return r.Close, nil
+	return r.closing, nil
 }
 
 func (d *device) poll(c *tls.Conn, in *bufio.Reader) (closing bool, err error) {
@@ -306,45 +324,53 @@ func (d *device) poll(c *tls.Conn, in *bufio.Reader) (closing bool, err error) {
 	if d.etag != "" {
 		header += "If-None-Match: " + d.etag + "\r\n"
 	}
-	r, body, err := d.ask(c, in, "GET /v1/policy", header, "", d.f.opt.Wait+answerTime)
+	r, err := d.ask(c, in, "GET /v1/policy", header, "", d.f.opt.Wait+answerTime)
 	at := time.Now()
 	d.waits(false)
 	if err != nil {
 		return false, err
 	}
-	switch r.StatusCode {
+	switch r.status {
 	case http.StatusNotModified:
-		return r.Close, nil
+		return r.closing, nil
 	case http.StatusOK:
 	default:
-		return false, fmt.Errorf("policy: expected 200 or 304, came %s", r.Status)
+		return false, fmt.Errorf("policy: expected 200 or 304, came %d", r.status)
 	}
-	d.etag = r.Header.Get("ETag")
+	d.etag = r.etag
 	d.mu.Lock()
-	d.delivered = append(d.delivered, Delivery{At: at, ETag: d.etag, Policy: body})
+	d.delivered, d.newest = append(d.delivered, Delivery{At: at, ETag: d.etag, Policy: r.body}), d.etag
 	d.mu.Unlock()
 	d.f.happened()
-	return r.Close, nil
+	return r.closing, nil
+}
+
+// answer is what came back.
+type answer struct {
+	status  int
+	etag    string
+	body    []byte
+	closing bool // the connection ends with it
 }
 
 // ask sends a request and reads its answer.
-func (d *device) ask(c *tls.Conn, in *bufio.Reader, what, header, body string, within time.Duration) (*http.Response, []byte, error) {
+func (d *device) ask(c *tls.Conn, in *bufio.Reader, what, header, body string, within time.Duration) (*answer, error) {
 	if err := c.SetDeadline(time.Now().Add(within)); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if _, err := io.WriteString(c, what+" HTTP/1.1\r\nHost: "+d.f.opt.Name+"\r\n"+header+"\r\n"+body); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if body == "" {
 		d.waits(true)
 	}
 	r, err := http.ReadResponse(in, nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer r.Body.Close()
 	got, err := io.ReadAll(io.LimitReader(r.Body, maxPolicy))
-	return r, got, err
+	return &answer{r.StatusCode, r.Header.Get("ETag"), got, r.Close}, err
 }
 
 // Percentile returns the time by which so many percent (0 to 100) of the times had come.
