@@ -245,18 +245,27 @@ func (f *Facility) anchorFile() string { return f.path("etc", "policy-ca.pem") }
 // StartDaemon starts wardgated and waits until it says that it is ready (sd_notify) and knows how
 // its token is.
 func (f *Facility) StartDaemon(ctx context.Context) error {
+	ready, err := f.LaunchDaemon()
+	if err != nil {
+		return err
+	}
+	return ready(ctx)
+}
+
+// LaunchDaemon is StartDaemon that does not wait; the function that it returns does.
+func (f *Facility) LaunchDaemon() (wait func(context.Context) error, err error) {
 	socket := f.path("run", "notify.sock")
 	if err := os.RemoveAll(socket); err != nil {
-		return err
+		return nil, err
 	}
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p, err := f.lab.Start(f.Router, "wardgated-"+f.Name, append(append(f.Env(), f.Environ...), "NOTIFY_SOCKET="+socket), cmp.Or(f.Binary, filepath.Join(f.lab.Bin, "wardgated")), "-config", f.ConfigFile())
 	if err != nil {
 		notify.Close()
-		return err
+		return nil, err
 	}
 	f.Daemon = p
 	ready := make(chan struct{})
@@ -277,21 +286,23 @@ func (f *Facility) StartDaemon(ctx context.Context) error {
 		<-p.Done()
 		notify.Close()
 	}()
-	return WaitFor(ctx, f.Title+"'s wardgated to be ready", 15*time.Second, func() error {
-		if err := p.Running(); err != nil {
+	return func(ctx context.Context) error {
+		return WaitFor(ctx, f.Title+"'s wardgated to be ready", 15*time.Second, func() error {
+			if err := p.Running(); err != nil {
+				return err
+			}
+			select {
+			case <-ready:
+			default:
+				return errors.New("it has not said so")
+			}
+			s, err := f.Status(ctx)
+			if err == nil && s.Token.State == control.TokenStarting {
+				err = errors.New("its token is starting")
+			}
 			return err
-		}
-		select {
-		case <-ready:
-		default:
-			return errors.New("it has not said so")
-		}
-		s, err := f.Status(ctx)
-		if err == nil && s.Token.State == control.TokenStarting {
-			err = errors.New("its token is starting")
-		}
-		return err
-	})
+		})
+	}, nil
 }
 
 // Wardgate runs the operator's command line at the facility and returns what it printed; the

@@ -104,6 +104,13 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
+// KillAll is Kill for the process and those that it started, at once, as a power failure would.
+func (p *Process) KillAll() error {
+	err := unix.Kill(-p.PID, unix.SIGKILL) // its own group; the PID is ours until it is waited for
+	p.Kill()
+	return err
+}
+
 // Signal sends a signal to the process.
 func (p *Process) Signal(s syscall.Signal) { p.signal(s) }
 

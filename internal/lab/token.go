@@ -144,3 +144,19 @@ func (f *Facility) PullToken() (back func() error, err error) {
 		return os.Rename(away, here)
 	}, nil
 }
+
+// Freshen makes the facility, whose daemon does not run, what it was when its token came from the factory:
+// the state directory is empty, and the token has what [Facility.Enrol] put on it.
+func (f *Facility) Freshen() error {
+	for _, dir := range []string{f.path("state"), f.path("tokens")} {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return errors.Join(os.Mkdir(f.path("state"), 0o755), os.CopyFS(f.path("tokens"), os.DirFS(f.path("tokens-fresh"))))
+}
+
+// Keep remembers the token as it is, for [Facility.Freshen].
+func (f *Facility) Keep() error {
+	return errors.Join(os.RemoveAll(f.path("tokens-fresh")), os.CopyFS(f.path("tokens-fresh"), os.DirFS(f.path("tokens"))))
+}
