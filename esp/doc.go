@@ -6,9 +6,9 @@
 // The package is told keys and limits and nothing else: it knows no peer, no policy, no socket
 // and no clock. Limits by time belong to the SA's owner.
 //
-// Suites: AES-GCM with a 16-octet ICV (RFC 4106), ChaCha20-Poly1305 (RFC 7634), AES-CBC
-// (RFC 3602) with HMAC-SHA2-256/384/512 (RFC 4868). Extended sequence numbers (RFC 4303, section
-// 2.2.1) with all of them.
+// Suites: AES-GCM with a 16-octet ICV (RFC 4106), ChaCha20-Poly1305 (RFC 7634), both also with
+// implicit IV (RFC 8750), AES-CBC (RFC 3602) with HMAC-SHA2-256/384/512 (RFC 4868). Extended
+// sequence numbers (RFC 4303, section 2.2.1) with all of them.
 //
 // # Buffers
 //

@@ -22,6 +22,9 @@ var suites = []struct {
 	{"aes128-sha256", EncrAESCBC, IntegSHA256_128, 16, 32},
 	{"aes192-sha384", EncrAESCBC, IntegSHA384_192, 24, 48},
 	{"aes256-sha512", EncrAESCBC, IntegSHA512_256, 32, 64},
+	{"aes128gcm16iiv", EncrAESGCM16IIV, IntegNone, 20, 0},
+	{"aes256gcm16iiv", EncrAESGCM16IIV, IntegNone, 36, 0},
+	{"chacha20poly1305iiv", EncrChaCha20Poly1305IIV, IntegNone, 36, 0},
 }
 
 const testSPI = 0xc0ffee01
@@ -370,9 +373,12 @@ func sealRaw(t *testing.T, o *Outbound, body []byte) []byte {
 		w.cbc.seal(pkt, 24, o.t.icv, seq, o.t.esn)
 		return pkt
 	}
-	binary.BigEndian.PutUint64(pkt[8:], seq)
-	copy(w.nonce[4:], pkt[8:16])
-	w.aead.Seal(pkt[16:16], w.nonce[:], pkt[16:16+len(body)], pkt[:8])
+	at := o.Headroom()
+	if o.t.ivLen > 0 {
+		binary.BigEndian.PutUint64(pkt[8:], seq)
+	}
+	binary.BigEndian.PutUint64(w.nonce[4:], seq)
+	w.aead.Seal(pkt[at:at], w.nonce[:], pkt[at:at+len(body)], pkt[:8])
 	return pkt
 }
 

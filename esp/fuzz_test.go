@@ -2,6 +2,7 @@ package esp
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"testing"
 )
@@ -74,8 +75,9 @@ func authentic(o *Outbound, w *worker, body []byte, esn bool) []byte {
 	if esn {
 		aad = []byte{pkt[0], pkt[1], pkt[2], pkt[3], 0, 0, 0, 0, 0, 0, 0, 1}
 	}
-	copy(w.nonce[4:], pkt[8:16])
-	w.aead.Seal(pkt[16:16], w.nonce[:], pkt[16:16+len(body)], aad)
+	at := t.headroom()
+	binary.BigEndian.PutUint64(w.nonce[4:], t.iv(pkt, 1))
+	w.aead.Seal(pkt[at:at], w.nonce[:], pkt[at:at+len(body)], aad)
 	return pkt
 }
 

@@ -10,7 +10,23 @@ const (
 	EncrAESCBC           uint16 = 12 // RFC 3602, key of 16, 24 or 32 octets
 	EncrAESGCM16         uint16 = 20 // RFC 4106, ICV of 16 octets, key as CBC plus 4 octets of salt
 	EncrChaCha20Poly1305 uint16 = 28 // RFC 7634, key of 32 octets plus 4 octets of salt
+
+	// The same with the sequence number for an IV, which then is not sent (RFC 8750): 8 octets less
+	// in each packet.
+	EncrAESGCM16IIV         uint16 = 30
+	EncrChaCha20Poly1305IIV uint16 = 31
 )
+
+// explicit returns the cipher of encr with an IV in the packet, and whether encr has one there.
+func explicit(encr uint16) (cipher uint16, iv bool) {
+	switch encr {
+	case EncrAESGCM16IIV:
+		return EncrAESGCM16, false
+	case EncrChaCha20Poly1305IIV:
+		return EncrChaCha20Poly1305, false
+	}
+	return encr, true
+}
 
 // IANA "Transform Type 3" (integrity) numbers of the supported MACs (RFC 4868).
 const (
@@ -124,16 +140,17 @@ func (p *Params) check() error {
 	}
 	keyLen := len(p.Key)
 	aead := true
-	switch p.Encr {
+	encr, _ := explicit(p.Encr)
+	switch encr {
 	case EncrAESGCM16, EncrChaCha20Poly1305:
 		keyLen -= saltLen
 	case EncrAESCBC:
 		aead = false
 	default:
-		return fmt.Errorf("%w: encryption transform %d, want %d (AES-CBC), %d (AES-GCM-16) or %d (ChaCha20-Poly1305)",
-			ErrParams, p.Encr, EncrAESCBC, EncrAESGCM16, EncrChaCha20Poly1305)
+		return fmt.Errorf("%w: encryption transform %d, want %d (AES-CBC), %d (AES-GCM-16) or %d (ChaCha20-Poly1305), or %d or %d (the last two with implicit IV)",
+			ErrParams, p.Encr, EncrAESCBC, EncrAESGCM16, EncrChaCha20Poly1305, EncrAESGCM16IIV, EncrChaCha20Poly1305IIV)
 	}
-	okLen := keyLen == 32 || p.Encr != EncrChaCha20Poly1305 && (keyLen == 16 || keyLen == 24)
+	okLen := keyLen == 32 || encr != EncrChaCha20Poly1305 && (keyLen == 16 || keyLen == 24)
 	if !okLen || p.KeyBits != 0 && p.KeyBits != keyLen*8 {
 		return fmt.Errorf("%w: encryption transform %d with KeyBits %d was given %d octets of key material (salt included where there is one)",
 			ErrParams, p.Encr, p.KeyBits, len(p.Key))

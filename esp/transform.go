@@ -37,7 +37,7 @@ type transform struct {
 }
 
 // ivLenGCM is the IV's length with AES-GCM (RFC 4106 section 3.1) and ChaCha20-Poly1305
-// (RFC 7634 section 2).
+// (RFC 7634 section 2), unless it is implicit (RFC 8750).
 const ivLenGCM = 8
 
 // keySet holds keys. It is never printed: no field of it is exported and none is reachable.
@@ -67,19 +67,23 @@ func (t *transform) init(p *Params) error {
 	if err := p.check(); err != nil {
 		return err
 	}
-	t.spi, t.esn, t.encr = p.SPI, p.ESN, p.Encr
+	encr, withIV := explicit(p.Encr)
+	t.spi, t.esn, t.encr = p.SPI, p.ESN, encr
 	key := p.Key
-	if p.Encr == EncrAESCBC {
+	if encr == EncrAESCBC {
 		t.ivLen, t.align, t.icv = aes.BlockSize, aes.BlockSize, len(p.IntegKey)/2 // RFC 4868 section 2.3: half the key
 	} else {
-		t.ivLen, t.align, t.icv = ivLenGCM, 4, 16
+		t.align, t.icv = 4, 16
+		if withIV {
+			t.ivLen = ivLenGCM
+		}
 		key = key[:len(key)-saltLen]
 		copy(t.keys.salt[:], p.Key[len(key):])
 	}
 	t.keys.encr = append([]byte(nil), key...)
 	t.keys.integ = append([]byte(nil), p.IntegKey...)
 
-	switch p.Encr {
+	switch encr {
 	case EncrAESGCM16:
 		aead, err := newGCM(t.keys.encr)
 		if err != nil {
@@ -217,9 +221,10 @@ func (t *transform) seal(w *worker, buf []byte, start, n int, next uint8, seq ui
 		return t.sealGCM(w, buf, start, n, next, seq, seq)
 	}
 	iv := buf[start+headerLen : start+headerLen+t.ivLen]
-	if w.cbc != nil {
+	switch {
+	case w.cbc != nil:
 		w.cbc.makeIV(iv, seq)
-	} else {
+	case len(iv) > 0:
 		binary.BigEndian.PutUint64(iv, seq)
 	}
 	return t.sealWithIV(w, buf, start, n, next, seq)
@@ -241,15 +246,25 @@ func (t *transform) trailer(buf []byte, body, n int, next uint8) (end int) {
 // sealGCM is seal for AES-GCM on machines that have code of their own for it. Header and IV are
 // written last: see aesgcm.SealInPlace.
 func (t *transform) sealGCM(w *worker, buf []byte, start, n int, next uint8, seq, iv uint64) (end int) {
-	body := start + headerLen + ivLenGCM
+	body := start + headerLen + t.ivLen
 	end = t.trailer(buf, body, n, next) + t.icv
 	nonce, aad, aadLen := t.gcmWords(w, seq, iv)
 	w.gcm.SealInPlace(buf[body:end:end], nonce, aad, aadLen)
 	h := buf[start:body:body]
 	binary.BigEndian.PutUint32(h, t.spi)
 	binary.BigEndian.PutUint32(h[4:], uint32(seq))
-	binary.BigEndian.PutUint64(h[headerLen:], iv)
+	if t.ivLen > 0 {
+		binary.BigEndian.PutUint64(h[headerLen:], iv)
+	}
 	return end
+}
+
+// iv returns the IV of the packet pkt, whose sequence number is seq, of an AEAD cipher.
+func (t *transform) iv(pkt []byte, seq uint64) uint64 {
+	if t.ivLen == 0 {
+		return seq // RFC 8750, section 4
+	}
+	return binary.BigEndian.Uint64(pkt[headerLen:])
 }
 
 // gcmWords returns nonce and additional data (RFC 4106 sections 4 and 5) as aesgcm takes them.
@@ -269,7 +284,7 @@ func (t *transform) gcmWords(w *worker, seq, iv uint64) (nonce, aad aesgcm.Words
 func (t *transform) sealWithIV(w *worker, buf []byte, start, n int, next uint8, seq uint64) (end int) {
 	body := start + headerLen + t.ivLen
 	if w.gcm != nil {
-		return t.sealGCM(w, buf, start, n, next, seq, binary.BigEndian.Uint64(buf[start+headerLen:]))
+		return t.sealGCM(w, buf, start, n, next, seq, t.iv(buf[start:], seq))
 	}
 	tail := t.trailer(buf, body, n, next)
 	end = tail + t.icv
@@ -281,7 +296,7 @@ func (t *transform) sealWithIV(w *worker, buf []byte, start, n int, next uint8, 
 		w.cbc.seal(buf[start:end:end], body-start, t.icv, seq, t.esn)
 		return end
 	}
-	copy(w.nonce[saltLen:], buf[start+headerLen:body])
+	binary.BigEndian.PutUint64(w.nonce[saltLen:], t.iv(buf[start:], seq))
 	aad := h
 	if t.esn {
 		aad = w.aad[:]
@@ -299,10 +314,10 @@ func (t *transform) open(w *worker, pkt []byte, seq uint64) (start, end int, ok 
 		return start, end, w.cbc.open(pkt, start, t.icv, seq, t.esn)
 	}
 	if w.gcm != nil {
-		nonce, aad, aadLen := t.gcmWords(w, seq, binary.BigEndian.Uint64(pkt[headerLen:]))
+		nonce, aad, aadLen := t.gcmWords(w, seq, t.iv(pkt, seq))
 		return start, end, w.gcm.OpenInPlace(pkt[start:], nonce, aad, aadLen)
 	}
-	copy(w.nonce[saltLen:], pkt[headerLen:start])
+	binary.BigEndian.PutUint64(w.nonce[saltLen:], t.iv(pkt, seq))
 	aad := pkt[:headerLen:headerLen]
 	if t.esn {
 		aad = w.aad[:]

@@ -59,6 +59,7 @@ func TestHybrid(t *testing.T) {
 		},
 		{"ML-KEM alone for CHILD SAs", hybridIKE, "aes256gcm16-mlkem1024", 1, 0, "aes256gcm16-prfsha384-x25519-ke1_mlkem768", "aes256gcm16-mlkem1024-esn"},
 		{"gaps", "aes256gcm16-prfsha384-x25519-ke2_mlkem768-ke5_ecp384", "aes256gcm16", 2, 0, "aes256gcm16-prfsha384-x25519-ke2_mlkem768-ke5_ecp384", "aes256gcm16-esn"},
+		{"implicit IV", hybridIKE, "aes256gcm16iiv-x25519-mlkem768", 1, 1, "aes256gcm16-prfsha384-x25519-ke1_mlkem768", "aes256gcm16iiv-x25519-ke1_mlkem768-esn"},
 		{"classical", defaultIKE, defaultESP, 0, 0, "aes256gcm16-prfsha384-x25519", "aes256gcm16-x25519-esn"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -24,6 +24,10 @@ const (
 	EncrAESCBC           uint16 = 12 // RFC 3602, key length attribute
 	EncrAESGCM16         uint16 = 20 // RFC 4106, RFC 5282, key length attribute
 	EncrChaCha20Poly1305 uint16 = 28 // RFC 7634, no key length attribute
+
+	// With the sequence number for an IV; ESP only (RFC 8750).
+	EncrAESGCM16IIV         uint16 = 30
+	EncrChaCha20Poly1305IIV uint16 = 31
 )
 
 // Pseudorandom functions (IANA, "Transform Type 2").
@@ -95,6 +99,9 @@ var algorithms = []algorithm{
 	{TypeENCR, EncrAESGCM16, 256, "aes256gcm16", false},
 	{TypeENCR, EncrAESGCM16, 128, "aes128gcm16", false},
 	{TypeENCR, EncrChaCha20Poly1305, 0, "chacha20poly1305", false},
+	{TypeENCR, EncrAESGCM16IIV, 256, "aes256gcm16iiv", false},
+	{TypeENCR, EncrAESGCM16IIV, 128, "aes128gcm16iiv", false},
+	{TypeENCR, EncrChaCha20Poly1305IIV, 0, "chacha20poly1305iiv", false},
 	{TypeENCR, EncrAESCBC, 256, "aes256", false},
 	{TypeENCR, EncrAESCBC, 128, "aes128", false},
 	{TypePRF, PRFHMACSHA256, 0, "prfsha256", false},
@@ -218,7 +225,12 @@ func byID(typ uint8, id uint16, keyBits int) (algorithm, bool) {
 func isKEM(ke uint16) bool { return ke == KEMLKEM768 || ke == KEMLKEM1024 }
 
 // isAEAD says whether an encryption transform authenticates by itself.
-func isAEAD(encr uint16) bool { return encr == EncrAESGCM16 || encr == EncrChaCha20Poly1305 }
+func isAEAD(encr uint16) bool {
+	return encr == EncrAESGCM16 || encr == EncrChaCha20Poly1305 || isIIV(encr)
+}
+
+// isIIV says whether an encryption transform has an implicit IV, and so is for ESP alone.
+func isIIV(encr uint16) bool { return encr == EncrAESGCM16IIV || encr == EncrChaCha20Poly1305IIV }
 
 // TransformName returns the name of a transform as in proposal strings ("aes256gcm16",
 // "modp1024", "ke1_mlkem768"), or its numbers when it has none ("encr:99/128").

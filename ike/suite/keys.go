@@ -153,7 +153,7 @@ func keyLengths(c Chosen) (encr, integ int, err error) {
 		return 0, 0, wrap(ErrUnsupported, "encryption algorithm %s", TransformName(TransformSpec{TypeENCR, c.Encr, c.KeyBits}))
 	}
 	encr = cipher.keyBits / 8
-	if c.Encr == EncrChaCha20Poly1305 {
+	if c.Encr == EncrChaCha20Poly1305 || c.Encr == EncrChaCha20Poly1305IIV {
 		encr = 32
 	}
 	if isAEAD(c.Encr) {

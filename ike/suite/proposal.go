@@ -242,6 +242,9 @@ func (p Proposal) Validate() error {
 	if len(p.Encr) == 0 {
 		return fail("no encryption algorithm; add one, for example aes256gcm16")
 	}
+	if p.Protocol == ProtocolIKE && slices.ContainsFunc(p.Encr, func(c Cipher) bool { return isIIV(c.ID) }) {
+		return fail("implicit IVs are for ESP only (RFC 8750); write the cipher without iiv")
+	}
 	aead := isAEAD(p.Encr[0].ID)
 	for _, c := range p.Encr[1:] {
 		// RFC 7296, section 3.3: combined-mode and other ciphers go into separate proposals.

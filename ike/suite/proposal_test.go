@@ -180,7 +180,7 @@ func genProposal(t *rapid.T, protocol uint8) Proposal {
 	}
 	aead := rapid.Bool().Draw(t, "aead")
 	all := func(algorithm) bool { return true }
-	tokens := some("encr", TypeENCR, func(a algorithm) bool { return isAEAD(a.id) == aead }, 1)
+	tokens := some("encr", TypeENCR, func(a algorithm) bool { return isAEAD(a.id) == aead && (protocol == ProtocolESP || !isIIV(a.id)) }, 1)
 	if !aead {
 		tokens = append(tokens, some("integ", TypeINTEG, all, 1)...)
 	}

@@ -54,6 +54,9 @@ func NewProtector(c Chosen, encr, integ Secret, rand io.Reader) (*Protector, err
 	if err != nil {
 		return nil, err
 	}
+	if isIIV(c.Encr) {
+		return nil, wrap(ErrUnsupported, "%s in IKE: implicit IVs are for ESP only (RFC 8750)", TransformName(TransformSpec{TypeENCR, c.Encr, c.KeyBits}))
+	}
 	if encr.Len() != encrLen || integ.Len() != integLen {
 		return nil, wrap(ErrKeyLength, "%d octets of encryption key and %d of integrity key came, %s has %d and %d",
 			encr.Len(), integ.Len(), TransformName(TransformSpec{TypeENCR, c.Encr, c.KeyBits}), encrLen, integLen)

@@ -236,3 +236,19 @@ func TestProtectorConcurrently(t *testing.T) {
 		t.Errorf("%d different IVs of 800", len(ivs))
 	}
 }
+
+// TestNoImplicitIVInIKE: RFC 8750, section 7: these transforms cannot be used in IKEv2.
+func TestNoImplicitIVInIKE(t *testing.T) {
+	for encr, bits := range map[uint16]int{EncrAESGCM16IIV: 256, EncrChaCha20Poly1305IIV: 0} {
+		c := Chosen{Protocol: ProtocolIKE, Encr: encr, KeyBits: bits, PRF: PRFHMACSHA256, KE: KEX25519}
+		if _, err := NewProtector(c, NewSecret(make([]byte, 36)), Secret{}, testRand(1)); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("cipher %d: %v", encr, err)
+		}
+		offers := []Offer{{Number: 1, Protocol: ProtocolIKE, Transforms: []TransformSpec{
+			{TypeENCR, encr, bits}, {TypePRF, PRFHMACSHA256, 0}, {TypeKE, KEX25519, 0},
+		}}}
+		if c, err := Select(DefaultIKE(), offers, SelectOptions{}); err == nil {
+			t.Errorf("an offer with cipher %d was taken: %s", encr, c)
+		}
+	}
+}
