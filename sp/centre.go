@@ -116,7 +116,14 @@ type Plan struct {
 
 // Plan reads a folder of registry files, checks it as a whole, and compares it with the registry.
 func (c *Centre) Plan(ctx context.Context, dir fs.FS) (*Plan, error) {
+	// What there is, is read while the files are: the store keeps it for the comparison.
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		_, _, _ = c.st.Current(ctx) // asked again, and judged, below
+	}()
 	next, err := registry.Load(dir)
+	<-read
 	if err != nil {
 		return nil, err
 	}
