@@ -46,6 +46,14 @@ func TestPrune(t *testing.T) {
 			certificates := must(i.Store().CertificatesOf(w.context(), devA, 0))(t)
 			return errors.Is(err, store.ErrTooOld) && len(certificates) == 1
 		})
+		w.eventually("everybody's policy is renewed", func() bool {
+			for name := range w.devices {
+				if !i.head(name).Created.Equal(w.Now()) {
+					return false
+				}
+			}
+			return true
+		})
 		i.settled()
 		if got := must(i.Store().CertificatesOf(w.context(), devA, 0))(t); got[0].Serial != store.SerialText(current.Leaf.SerialNumber) {
 			t.Errorf("kept %s", got[0].Serial)
