@@ -114,7 +114,11 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	recording, stopRecord := context.WithCancel(context.WithoutCancel(ctx))
 	record.Go(func() { a.events.run(recording) })
 
-	devices := est.HTTPServer(a.handler(enrol), est.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own, nil }))
+	secure := est.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own, nil })
+	// Each connection shows that the device's key is there: a session that is resumed would show only that
+	// it once was, and a token may have been removed since.
+	secure.SessionTicketsDisabled = true
+	devices := est.HTTPServer(a.handler(enrol), secure)
 	devices.ConnContext = withVerdict
 	servers := []*http.Server{devices}
 	status := c.statusServer()

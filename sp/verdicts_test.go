@@ -112,3 +112,28 @@ func countCalls(f func(*tls.CertificateRequestInfo) (*tls.Certificate, error), n
 		return f(i)
 	}
 }
+
+// A session is not resumed: every connection shows the device's key anew.
+func TestNoSessionIsResumed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, storetest.SQLite(t))
+	i := w.start()
+	i.apply()
+	cfg := &tls.Config{
+		RootCAs: w.roots, ServerName: "localhost", MinVersion: tls.VersionTLS13, Time: w.Now,
+		Certificates: []tls.Certificate{w.devices[devA].tls}, ClientSessionCache: tls.NewLRUClientSessionCache(10),
+	}
+	for range 3 {
+		c := must((&tls.Dialer{Config: cfg}).DialContext(w.context(), "tcp", i.addr))(t).(*tls.Conn)
+		if _, err := io.WriteString(c, "GET /v1/policy HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if got := must(io.ReadAll(c))(t); len(got) == 0 { // reading takes up a ticket, where there is one
+			t.Error("no answer")
+		}
+		if c.ConnectionState().DidResume {
+			t.Error("the session was resumed")
+		}
+		c.Close()
+	}
+}
