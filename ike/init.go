@@ -295,7 +295,11 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 	if n := in.errorNotify(); n != nil {
 		if n.Type == message.NotifyInvalidKEPayload {
 			// Section 2.7: only a group that we offered, so that nobody talks us into a weak one.
-			if m, err := n.KEMethod(); err == nil && uint16(m) != h.kex.ID() && sa.offersGroup(uint16(m)) && restart() {
+			m, err := n.KEMethod()
+			if err == nil && uint16(m) == h.kex.ID() {
+				return // it asks for what we have sent meanwhile: a repeated answer to the request before
+			}
+			if err == nil && sa.offersGroup(uint16(m)) && restart() {
 				sa.tryInit(uint16(m))
 				return
 			}
@@ -622,7 +626,7 @@ func (sa *SA) onFresh(ev evFresh) {
 		h.inter.agreed, h.inter.methods = true, g.chosen.AdditionalKE()
 	}
 	if h.set.childless {
-		out.notify(message.NotifyChildlessIKEv2Supported, nil)
+		out.add(&message.Notify{Type: message.NotifyChildlessIKEv2Supported, Protocol: message.ProtocolIKE}) // RFC 6023, section 4
 	}
 	if h.set.ppk && ev.req.has(message.NotifyUsePPK) {
 		out.notify(message.NotifyUsePPK, nil)
