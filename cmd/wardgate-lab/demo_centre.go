@@ -60,7 +60,7 @@ func (d *demo) move(ctx context.Context) error {
 		return err
 	}
 	if r.Received != 1 {
-		return errors.New("B's modality does not reach A's archive before the change")
+		return errors.New("before the change B's modality does not reach A's archive")
 	}
 	stream, err := d.Scanner.Stream(d.Scanner.Addr, centre, streamGap)
 	if err != nil {
@@ -113,7 +113,7 @@ func (d *demo) move(ctx context.Context) error {
 	}
 	_, err = d.B.Wardgate(ctx, "explain", "--from", d.Modality.Addr.String(), "--to", d.Archive.Addr.String(), "--protocol", "udp", "--port", fmt.Sprint(lab.EchoPort))
 	if err == nil {
-		return errors.New("B's policy still allows what goes to A")
+		return errors.New("after the change B's policy still allows what goes to A")
 	}
 	d.say("B no longer reaches A: %d datagrams sent, none answered; `wardgate explain` at B:", r.Sent)
 	_, why, _ := strings.Cut(err.Error(), "exit status")
@@ -200,5 +200,11 @@ func (d *demo) revoke(ctx context.Context) error {
 		}
 	}
 	d.say("neither A nor B reaches C any more; new connections are not made")
+	said, err := d.C.Join(ctx, "--wait", "0s")
+	if err == nil {
+		return fmt.Errorf("the revoked router has joined again:\n%s", said)
+	}
+	d.say("whoever has C's router now tries `wardgate join`:")
+	d.say("%s", said)
 	return nil
 }
