@@ -9,6 +9,97 @@ import (
 	"pgregory.net/rapid"
 )
 
+func TestParseProposal(t *testing.T) {
+	for _, c := range []struct {
+		protocol uint8
+		in, out  string // out empty: the same
+	}{
+		{ProtocolIKE, "aes256gcm16-prfsha384-x25519", ""},
+		{ProtocolIKE, "aes128gcm16-prfsha256-ecp256", ""},
+		{ProtocolIKE, "aes256-sha256-prfsha256-ecp384", ""},
+		{ProtocolIKE, "chacha20poly1305-prfsha256-x25519", ""},
+		{ProtocolIKE, "aes256-sha384-ecp521", "aes256-sha384-prfsha384-ecp521"},
+		{ProtocolIKE, "aes256-aes128-sha256-sha512-modp2048-modp3072", "aes256-aes128-sha256-sha512-prfsha256-prfsha512-modp2048-modp3072"},
+		{ProtocolIKE, "x25519-prfsha512-aes256gcm16", "aes256gcm16-prfsha512-x25519"},
+		{ProtocolIKE, "aes256gcm128-prfsha384-curve25519", "aes256gcm16-prfsha384-x25519"},
+		{ProtocolESP, "aes256gcm16", ""},
+		{ProtocolESP, "aes128gcm16-esn", ""},
+		{ProtocolESP, "aes128gcm16-noesn", ""},
+		{ProtocolESP, "aes128gcm16-esn-noesn", "aes128gcm16"},
+		{ProtocolESP, "aes128gcm16-noesn-esn", ""},
+		{ProtocolESP, "chacha20poly1305", ""},
+		{ProtocolESP, "aes256-sha256", ""},
+		{ProtocolESP, "aes256gcm16-x25519", ""},
+	} {
+		p, err := ParseProposal(c.protocol, c.in)
+		if err != nil {
+			t.Errorf("%s: %v", c.in, err)
+			continue
+		}
+		want := c.out
+		if want == "" {
+			want = c.in
+		}
+		if p.String() != want {
+			t.Errorf("%s: %s, expected %s", c.in, p, want)
+		}
+		if q, err := ParseProposal(c.protocol, p.String()); err != nil || !q.Equal(p) {
+			t.Errorf("%s does not read back: %v %v", p, q, err)
+		}
+	}
+}
+
+func TestParseProposalErrors(t *testing.T) {
+	for _, c := range []struct {
+		protocol uint8
+		in       string
+		want     error
+		says     string
+	}{
+		{ProtocolIKE, "", ErrProposal, "empty"},
+		{ProtocolIKE, "-", ErrUnsupported, "known are"},
+		{ProtocolIKE, "aes256gcm16-prfsha384-x25519-", ErrUnsupported, "known are"},
+		{ProtocolIKE, "3des-sha256-ecp256", ErrUnsupported, `"3des"`},
+		{ProtocolIKE, "aes256-sha1-prfsha1-modp2048", ErrUnsupported, `"sha1"`},
+		{ProtocolIKE, "aes256-sha256-prfsha1-modp2048", ErrUnsupported, `"prfsha1"`},
+		{ProtocolIKE, "aes256-sha256-modp1024", ErrUnsupported, `"modp1024"`},
+		{ProtocolIKE, "null-sha256-modp2048", ErrUnsupported, `"null"`},
+		{ProtocolIKE, "AES256GCM16-prfsha384-x25519", ErrUnsupported, `"AES256GCM16"`},
+		{ProtocolIKE, "aes256gcm16-x25519", ErrProposal, "prfsha384"},
+		{ProtocolIKE, "aes256gcm16-sha384-x25519", ErrProposal, "instead of sha384"},
+		{ProtocolIKE, "aes256gcm16-prfsha384", ErrProposal, "x25519"},
+		{ProtocolIKE, "aes256-prfsha384-x25519", ErrProposal, "sha256"},
+		{ProtocolIKE, "prfsha384-x25519", ErrProposal, "no encryption"},
+		{ProtocolIKE, "aes256gcm16-aes256-sha256-prfsha256-x25519", ErrProposal, "two proposals"},
+		{ProtocolIKE, "aes256gcm16-prfsha384-x25519-esn", ErrProposal, "ESP proposals only"},
+		{ProtocolIKE, "aes256gcm16-aes256gcm16-prfsha384-x25519", ErrProposal, "twice"},
+		{ProtocolIKE, "aes256gcm16-prfsha384-x25519-curve25519", ErrProposal, "twice"},
+		{ProtocolIKE, "aes256gcm16-prfsha384-mlkem768", ErrProposal, "x25519"},
+		{ProtocolIKE, "aes256gcm16-prfsha384-x25519-ke1_none", ErrProposal, "leave it out"},
+		{ProtocolIKE, "aes256gcm16-prfsha384-x25519-mlkem768-ke1_mlkem768", ErrProposal, "twice"},
+		{ProtocolESP, "aes256gcm16-ke2_mlkem768", ErrProposal, "first one"},
+		{ProtocolIKE, "aes256gcm16iiv-prfsha256-x25519", ErrProposal, "RFC 8750"},
+		{ProtocolIKE, "aes256gcm16-chacha20poly1305iiv-prfsha256-x25519", ErrProposal, "RFC 8750"},
+		{ProtocolESP, "aes256gcm16-prfsha256", ErrProposal, "IKE proposals only"},
+		{ProtocolESP, "aes256", ErrProposal, "sha256"},
+		{ProtocolESP, "sha256", ErrProposal, "no encryption"},
+		{ProtocolESP, "aes256gcm16-sha256", ErrProposal, "leave it out"},
+		{2, "aes256-sha256", ErrProposal, "protocol 2"},
+		{ProtocolESP, strings.Repeat("aes256gcm16-", 100), ErrProposal, "at most"},
+	} {
+		_, err := ParseProposal(c.protocol, c.in)
+		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%q: %v, expected %v with %q", c.in, err, c.want, c.says)
+		}
+	}
+	if _, err := ParseProposals(ProtocolESP, nil); !errors.Is(err, ErrProposal) {
+		t.Errorf("empty list: %v", err)
+	}
+	if _, err := ParseProposals(ProtocolESP, slices.Repeat([]string{"aes256gcm16"}, 65)); !errors.Is(err, ErrProposal) {
+		t.Errorf("long list: %v", err)
+	}
+}
+
 func TestParseHybrid(t *testing.T) {
 	p, err := ParseProposal(ProtocolIKE, "aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke1_mlkem1024-ke1_none-ke2_ecp384")
 	if err != nil {
