@@ -35,6 +35,7 @@ var arrows = []arrow{
 	{"internal/labca", []string{"internal/certs"}, "the issuing authority of labs and tests makes certificates and nothing else"},
 	{"router/config", nil, "the configuration file is read, checked and handed on"},
 	{"router/wire", nil, "sockets carry datagrams and know neither ESP nor IKE beyond where the SPI lies"},
+	{"router/revocation", []string{"internal/certs"}, "revocation lists and OCSP responses over HTTP, for chains that somebody else has judged"},
 	{"router/kernel", nil, "links, routes and nftables: the kernel is told what router decided"},
 	{"router/pathmtu", nil, "path MTU and what follows from it for inner packets: octets and times in, octets and numbers out"},
 	{"router/control", nil, "the control API is types and transport, so that cmd/wardgate need not link the data path"},
