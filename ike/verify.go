@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"crypto/x509"
 	"errors"
 
 	"wardgate/internal/certs"
@@ -10,6 +11,12 @@ import (
 // round, validity, extended key usage id-kp-ipsecIKE, revocation, the claimed identity (RFC
 // 4945), and, where the round is bound to an earlier one, RelatedCertificate (RFC 9763).
 func DefaultVerify(q CertQuery) error {
+	_, err := VerifiedChain(q)
+	return err
+}
+
+// VerifiedChain is DefaultVerify, and returns the path that was found, leaf first and anchor last.
+func VerifiedChain(q CertQuery) ([]*x509.Certificate, error) {
 	opt := certs.Options{
 		Leaf: q.Leaf, Intermediates: q.Intermediates, Anchors: q.Auth.Anchors, CRLs: q.Auth.CRLs,
 		RequireCRL: q.Auth.RequireCRL, OCSP: q.OCSP, EKU: certs.EKUIPsecIKE, At: q.At, Role: q.Auth.Role,
@@ -17,12 +24,15 @@ func DefaultVerify(q CertQuery) error {
 	}
 	if r := q.Auth.RelatedToRound; r >= 0 {
 		if r >= len(q.Earlier) || q.Earlier[r] == nil {
-			return refused(CodeNotBound, q.Round, nil, "there is no certificate of round %d that this one could be bound to", r+1)
+			return nil, refused(CodeNotBound, q.Round, nil, "there is no certificate of round %d that this one could be bound to", r+1)
 		}
 		opt.RelatedTo = q.Earlier[r].Raw
 	}
-	_, err := certs.VerifyChain(opt)
-	return err
+	v, err := certs.VerifyChain(opt)
+	if err != nil {
+		return nil, err
+	}
+	return v.Chain, nil
 }
 
 // VerdictCode returns the class of an error of Config.Verify.

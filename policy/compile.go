@@ -26,6 +26,9 @@ func Compile(doc *Document) (*Table, error) {
 	c.header()
 	c.suites()
 	c.lifetimes()
+	if c.doc.Revocation != "" {
+		c.oneOf(c.root.at("revocation"), c.doc.Revocation, RevocationIfKnown, RevocationRequired)
+	}
 	c.zones()
 	c.services()
 	c.peers()

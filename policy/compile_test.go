@@ -157,6 +157,7 @@ func TestCompileRefuses(t *testing.T) {
 		{"child longer", func(d *Document) { d.Lifetimes.IKE, d.Lifetimes.Child = Duration(time.Hour), Duration(2*time.Hour) }, "/lifetimes/child", "at most lifetimes.ike"},
 		{"child bytes", func(d *Document) { d.Lifetimes.ChildBytes = 5 }, "/lifetimes/child_bytes", ""},
 		{"child packets", func(d *Document) { d.Lifetimes.ChildPackets = 5 }, "/lifetimes/child_packets", ""},
+		{"revocation", func(d *Document) { d.Revocation = "sometimes" }, "/revocation", "if-known"},
 		{"liveness", func(d *Document) { d.Lifetimes.Liveness = Duration(2 * time.Hour) }, "/lifetimes/liveness", ""},
 
 		{"no zones", func(d *Document) { d.Zones = nil }, "/zones", "1 to 64"},

@@ -358,6 +358,7 @@ func TestDiff(t *testing.T) {
 		{"idle", nil, func(d *Document) { d.Connections[0].Idle = 0 }, "a-b", "idle", false, false},
 		{"suites", nil, func(d *Document) { d.Suites.IKE[0] = "aes128gcm16-prfsha256-x25519" }, "a-b", "suites", true, false},
 		{"lifetimes", nil, func(d *Document) { d.Lifetimes.Child = Duration(time.Minute) }, "a-b", "lifetimes", false, false},
+		{"revocation", nil, func(d *Document) { d.Revocation = RevocationRequired }, "a-b", "revocation", false, false},
 		{"zones", nil, func(d *Document) { d.Zones[0].Interfaces[0] = "lan9" }, "", "", false, true},
 		{"CRL that revokes", func(d *Document) { withCRL(d, empty) }, func(d *Document) { withCRL(d, full) }, "a-b", "crls", true, false},
 		{"CRL that revokes the same", func(d *Document) { withCRL(d, full) }, func(d *Document) { withCRL(d, crlOf()) }, "a-b", "crls", false, false},

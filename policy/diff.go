@@ -90,6 +90,7 @@ func (t *Table) comparedFields(i int, flows string) []comparedField {
 		{"crls", crlList(c.CRLs), false}, // see moreRevoked
 		{"device_anchors", certList(t.deviceAnchors), true},
 		{"device_crls", crlList(t.deviceCRLs), false},
+		{"revocation", fmt.Sprint(t.RevocationRequired()), false}, // certificates are judged again
 		{"local", fmt.Sprint(c.Local), true},
 		{"remote", fmt.Sprint(c.Remote), true},
 		{"suites", fmt.Sprint(t.doc.Suites), true},

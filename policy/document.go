@@ -48,6 +48,10 @@ type Document struct {
 	Lifetimes Lifetimes `json:"lifetimes,omitzero"`
 	Zones     []Zone    `json:"zones"`
 
+	// Revocation is what has to be known about a peer's certificates: RevocationIfKnown or
+	// RevocationRequired; empty: RevocationIfKnown.
+	Revocation string `json:"revocation,omitempty"`
+
 	DeviceAnchors []string `json:"device_anchors,omitempty"` // PEM, one certificate each
 	DeviceCRLs    []string `json:"device_crls,omitempty"`    // PEM, one CRL each
 
@@ -66,6 +70,16 @@ type Device struct {
 	ID          string `json:"id"`          // identity in the device certificate, such as a.devices.example
 	Fingerprint string `json:"fingerprint"` // "sha256:" + hex of the SHA-256 of the device certificate's DER
 }
+
+// What has to be known about the revocation of a peer's certificates.
+const (
+	// RevocationIfKnown: whoever a list or a responder names is refused; that nothing is known is no
+	// obstacle. Short lives of certificates bound the harm.
+	RevocationIfKnown = "if-known"
+	// RevocationRequired: about every certificate below the anchor there must be a current list, in the
+	// policy or where the certificate says, or a current OCSP response, from the peer or its responder.
+	RevocationRequired = "required"
+)
 
 // Suites are the allowed algorithms, strongest first, in the strings that ike/suite parses.
 type Suites struct {

@@ -159,6 +159,9 @@ func (t *Table) DeviceCRLs() []*x509.RevocationList { return t.deviceCRLs }
 // Suites returns the document's.
 func (t *Table) Suites() Suites { return t.doc.Suites }
 
+// RevocationRequired reports whether the revocation state of every certificate of a peer must be known.
+func (t *Table) RevocationRequired() bool { return t.doc.Revocation == RevocationRequired }
+
 // Lifetimes returns the document's, with the defaults filled in.
 func (t *Table) Lifetimes() Lifetimes { return t.doc.Lifetimes }
 

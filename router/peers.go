@@ -140,12 +140,13 @@ func (r *Router) peerConfig(table *policy.Table, info *policy.ConnectionInfo, cr
 		return nil, err
 	}
 	p.LocalAuth = []ike.LocalAuth{
-		{ID: deviceID, Chain: chainDER(device), Signer: device.Signer, Role: "device"},
-		{ID: serviceID, Chain: chainDER(service), Signer: service.Signer, Role: "service"},
+		{ID: deviceID, Chain: chainDER(device), Signer: device.Signer, OCSP: r.staples.of(device), Role: "device"},
+		{ID: serviceID, Chain: chainDER(service), Signer: service.Signer, OCSP: r.staples.of(service), Role: "service"},
 	}
+	strict := table.RevocationRequired()
 	p.RemoteAuth = []ike.RemoteAuth{
-		{IDs: []ike.Identity{peerDevice}, Anchors: table.DeviceAnchors(), CRLs: table.DeviceCRLs(), RelatedToRound: -1, Role: "device"},
-		{IDs: []ike.Identity{peerService}, Anchors: info.Anchors, CRLs: info.CRLs, RelatedToRound: 0, Role: "service"},
+		{IDs: []ike.Identity{peerDevice}, Anchors: table.DeviceAnchors(), CRLs: table.DeviceCRLs(), RequireCRL: strict, RelatedToRound: -1, Role: "device"},
+		{IDs: []ike.Identity{peerService}, Anchors: info.Anchors, CRLs: info.CRLs, RequireCRL: strict, RelatedToRound: 0, Role: "service"},
 	}
 	return p, nil
 }

@@ -23,6 +23,7 @@ import (
 	"wardgate/router/config"
 	"wardgate/router/control"
 	"wardgate/router/kernel"
+	"wardgate/router/revocation"
 	"wardgate/router/wire"
 	"wardgate/tun"
 )
@@ -41,17 +42,22 @@ type Router struct {
 	version string
 	started time.Time
 
-	dp       *datapath
-	tun      *tun.Device
-	tunName  string
-	mtu      int                  // of the TUN device
-	groups   []*wire.Group        // sockets, by family, address and port
-	natt     map[*wire.Group]bool // those of the NAT traversal port
-	paths    paths
-	kern     *kernel.Kernel
-	ep       *ike.Endpoint
-	chip     Token
-	centre   *centreLink // nil: none is configured
+	dp      *datapath
+	tun     *tun.Device
+	tunName string
+	mtu     int                  // of the TUN device
+	groups  []*wire.Group        // sockets, by family, address and port
+	natt    map[*wire.Group]bool // those of the NAT traversal port
+	paths   paths
+	kern    *kernel.Kernel
+	ep      *ike.Endpoint
+	chip    Token
+	centre  *centreLink // nil: none is configured
+
+	revocation    *revocation.Fetcher
+	staples       staples
+	staplesWanted chan struct{} // the token's certificates are others
+
 	audit    *audit.Log
 	store    policyStore
 	refused  *refusals
@@ -112,6 +118,8 @@ func New(opt Options) (_ *Router, err error) {
 		refuse: r.refused.note, wake: r.wake, switch_: r.switchTo, rekey: r.rekeyChild, ike: r.ikeDatagram,
 	}
 	r.dp.rules.Store(&ruleset{})
+	r.staplesWanted = make(chan struct{}, 1)
+	r.revocation = revocation.New(revocation.Options{Now: time.Now, Log: func(msg string, kv ...any) { r.log.Sugar().Infow(msg, kv...) }})
 	defer func() {
 		if err != nil {
 			r.closeAll()
@@ -160,8 +168,8 @@ func New(opt Options) (_ *Router, err error) {
 		return nil, err
 	}
 	r.ep, err = ike.NewEndpoint(ike.Config{
-		CrashSecret: secret,
-		Clock:       systemClock{}, Rand: rand.Reader, Owner: owner{r},
+		CrashSecret: secret, Verify: r.verifyPeer,
+		Clock: systemClock{}, Rand: rand.Reader, Owner: owner{r},
 		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound, SourceAddr: localAddrTo,
 		Queues: len(r.dp.queues), CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
 	})
@@ -273,6 +281,7 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 	})
 	wg.Go(func() { r.watchKernel(ctx) })
 	wg.Go(func() { r.readKernelRefusals(ctx) })
+	wg.Go(func() { r.keepStaples(ctx) })
 	if r.centre != nil {
 		wg.Go(func() { r.centre.keep(ctx) })
 	}
@@ -332,6 +341,9 @@ func (r *Router) closeAll() {
 		if err := r.chip.Close(); err != nil {
 			r.log.Warn("chip process", zap.Error(err))
 		}
+	}
+	if r.revocation != nil {
+		r.revocation.Close()
 	}
 	if r.kern != nil {
 		r.kern.Close()

@@ -47,6 +47,10 @@ func (r *Router) refreshCredentials(ctx context.Context) {
 		return
 	}
 	r.creds, r.tokenState, r.tokenErr = creds, control.TokenReady, nil
+	select {
+	case r.staplesWanted <- struct{}{}:
+	default:
+	}
 	if d := credential(creds, 1, ""); d != nil {
 		r.deviceDER = d.Cert.Raw
 	}
