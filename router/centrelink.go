@@ -226,7 +226,7 @@ func (l *centreLink) event(e centre.Event) {
 		l.mu.Lock()
 		delete(l.trouble, e.Activity)
 		l.mu.Unlock()
-	case centre.EventTidied, centre.EventForeignCA, centre.EventJournalLost:
+	case centre.EventTidied, centre.EventForeignCA, centre.EventJournalLost, centre.EventCertRefused:
 		detail["code"] = string(e.Code)
 	}
 	r.log.Info("centre", zap.String("event", string(e.Code)), zap.String("service", e.Service), zap.String("text", e.Text))
