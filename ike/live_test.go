@@ -3,6 +3,7 @@ package ike
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -39,6 +40,7 @@ type life struct {
 		Response   bool
 		IKEMessage hexBytes `json:"ike_message"`
 		Plaintext  hexBytes
+		Fragment   []int
 	}
 }
 
@@ -56,7 +58,7 @@ func (l *life) all(label string) (out []hexBytes) {
 // encoded again; every key and AUTH value is compared.
 func TestLiveLives(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"psk-gcm", "cbc-sha2"} {
+	for _, name := range []string{"psk-gcm", "cbc-sha2", "cert-mlkem"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var l life
@@ -71,8 +73,10 @@ type replayed struct {
 	l       *life
 	ends    map[uint64][2]*generation // SPIi → of the initiator, of the responder of the generation
 	shared  []hexBytes
+	more    []hexBytes // of additional key exchanges
 	keys    int
 	childNo int
+	created *parsed // the answer to CREATE_CHILD_SA that waits for an additional key exchange
 }
 
 func (r *replayed) nextShared() suite.Secret {
@@ -95,21 +99,27 @@ func (r *replayed) derive(c suite.Chosen, seed suite.Secret, ni, nr []byte, spiI
 			r.Fatal(err)
 		}
 	}
+	r.compare(ends[0], seed)
+	r.ends[spiI] = ends
+}
+
+// compare compares the keys of a generation with the next ones of the log.
+func (r *replayed) compare(g *generation, seed suite.Secret) {
+	r.Helper()
 	want := r.l.IKEKeys[r.keys]
 	r.keys++
-	k := ends[0].prot.keys
+	k := g.prot.keys
 	for label, got := range map[string]suite.Secret{"SKEYSEED": seed, "Sk_d": k.SKd, "Sk_ai": k.SKai, "Sk_ar": k.SKar, "Sk_ei": k.SKei, "Sk_er": k.SKer, "Sk_pi": k.SKpi, "Sk_pr": k.SKpr} {
 		if !bytes.Equal(got.Bytes(), want[label]) {
 			r.Errorf("%s of IKE SA %d differs", label, r.keys)
 		}
 	}
-	r.ends[spiI] = ends
 }
 
 // child compares the keys of a CHILD SA.
-func (r *replayed) child(g *generation, c suite.Chosen, shared suite.Secret, ni, nr []byte) {
+func (r *replayed) child(g *generation, c suite.Chosen, shared suite.Secret, ni, nr []byte, additional ...suite.Secret) {
 	r.Helper()
-	k, err := suite.DeriveChildKeys(g.prot.prf, g.prot.keys.SKd, c, shared, ni, nr)
+	k, err := suite.DeriveChildKeys(g.prot.prf, g.prot.keys.SKd, c, shared, ni, nr, additional...)
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -126,7 +136,7 @@ func (r *replayed) child(g *generation, c suite.Chosen, shared suite.Secret, ni,
 }
 
 func replay(t *testing.T, l *life) {
-	r := &replayed{T: t, l: l, ends: map[uint64][2]*generation{}, shared: l.all("key exchange secret")}
+	r := &replayed{T: t, l: l, ends: map[uint64][2]*generation{}, shared: l.all("key exchange secret"), more: l.all("additional key exchange secret")}
 	var initReq, initResp []byte
 	var req, init *parsed
 	for n, m := range l.Messages {
@@ -165,6 +175,10 @@ func replay(t *testing.T, l *life) {
 			}
 			prf, _ := suite.NewPRF(chosen.PRF)
 			r.derive(chosen, suite.SKEYSEED(prf, r.nextShared(), init.nonce, in.nonce), init.nonce, in.nonce, h.spiI, h.spiR)
+			for _, g := range r.ends[h.spiI] {
+				g.sa.handshake = &handshake{ni: init.nonce, nr: in.nonce}
+				g.sa.handshake.inter.methods = chosen.AdditionalKE()
+			}
 			init.ps, init.idr = in.ps, nil // keep Nr below
 			init.certs = nil
 			init.ke, init.notifies = in.ke, nil
@@ -180,26 +194,33 @@ func replay(t *testing.T, l *life) {
 			receiver, sender = sender, receiver
 		}
 		in, err := receiver.open(&receiver.inRequest, evDatagram{head: h, msg: m.IKEMessage})
+		if err == nil && in == nil && len(m.Fragment) == 2 && m.Fragment[0] < m.Fragment[1] {
+			continue
+		}
 		if err != nil || in == nil {
 			t.Fatalf("%s: does not open: %v", where, err)
 		}
+		in.exchange = h.exchange
 		inner, err := message.EncodeInner(in.ps)
-		if err != nil || !bytes.Equal(inner.Plain, m.Plaintext) {
+		if err != nil || !bytes.HasSuffix(inner.Plain, m.Plaintext) || m.Fragment == nil && len(inner.Plain) != len(m.Plaintext) {
 			t.Errorf("%s: does not encode to what it was (%v)", where, err)
 		}
 		r.check(where, ends, sender, h, in, req, init, initReq, initResp)
 		if h.exchange != exchangeAuth || !m.Response {
 			if !m.Response {
-				if h.exchange != exchangeAuth {
-					req = in
-				} else {
+				switch h.exchange {
+				case exchangeIntermediate, exchangeFollowupKE:
+				case exchangeAuth:
+
 					init.sa = in.sa // the first CHILD SA's offer
+				default:
+					req = in
 				}
 			}
 		}
 	}
-	if r.keys != len(l.IKEKeys) || r.childNo != len(l.Children) || len(r.shared) != 0 {
-		t.Errorf("%d of %d IKE SAs, %d of %d CHILD SAs, %d secrets left", r.keys, len(l.IKEKeys), r.childNo, len(l.Children), len(r.shared))
+	if r.keys != len(l.IKEKeys) || r.childNo != len(l.Children) || len(r.shared)+len(r.more) != 0 {
+		t.Errorf("%d of %d IKE SAs, %d of %d CHILD SAs, %d secrets left", r.keys, len(l.IKEKeys), r.childNo, len(l.Children), len(r.shared)+len(r.more))
 	}
 }
 
@@ -215,6 +236,42 @@ func (r *replayed) check(where string, ends [2]*generation, sender *generation, 
 		}
 	}
 	switch h.exchange {
+	case exchangeIntermediate:
+		m := &g.sa.handshake.inter
+		ini, res := suite.PublicLen(m.methods[0])
+		if !h.response {
+			form(message.FormIntermediateRequest)
+			m.i = suite.IntAuth(g.prot.prf, g.prot.keys.SKpi, m.i, in.inner.IntAuth(in.head), in.inner.Plain)
+		} else {
+			form(message.FormIntermediateResponse)
+			m.r = suite.IntAuth(g.prot.prf, g.prot.keys.SKpr, m.r, in.inner.IntAuth(in.head), in.inner.Plain)
+			ini = res
+		}
+		if len(in.ke.Data) != ini || uint16(in.ke.Method) != m.methods[0] {
+			r.Errorf("%s: %d octets of %v", where, len(in.ke.Data), in.ke.Method)
+		}
+		if h.response {
+			shared := r.nextShared()
+			seed := suite.AdditionalSKEYSEED(g.prot.prf, g.prot.keys.SKd, shared, g.sa.handshake.ni, g.sa.handshake.nr)
+			for _, e := range ends {
+				if err := e.sa.mixIn(e, shared.Clone()); err != nil {
+					r.Fatal(where, err)
+				}
+			}
+			r.compare(g, seed)
+		}
+	case exchangeFollowupKE:
+		if !h.response {
+			form(message.FormFollowupKERequest)
+			if in.notify(notifyAdditionalKE) == nil || !bytes.Equal(in.notify(notifyAdditionalKE).Data, r.created.notify(notifyAdditionalKE).Data) {
+				r.Errorf("%s: another link", where)
+			}
+			return
+		}
+		form(message.FormFollowupKEResponse)
+		shared, more := r.nextShared(), suite.CopySecret(r.more[0])
+		r.more = r.more[1:]
+		r.made(where, g, req, r.created, shared, more)
 	case exchangeAuth:
 		msg, nonce, skp, id := initReq, init.ps.Nonce().Data, g.prot.keys.SKpi, in.idi
 		if h.response {
@@ -222,9 +279,18 @@ func (r *replayed) check(where string, ends [2]*generation, sender *generation, 
 			msg, nonce, skp, id = initResp, init.nonce, g.prot.keys.SKpr, in.idr
 		} else {
 			form(message.FormIKEAuthFirstRequest)
+			g.sa.handshake.inter.mid = h.id
 		}
-		octets := suite.SignedOctets(g.prot.prf, skp, msg, nonce, id.Body(), nil)
-		if err := suite.VerifyPSK(g.prot.prf, suite.CopySecret([]byte(r.l.PSK)), octets, in.auth.Data); err != nil {
+		octets := suite.SignedOctets(g.prot.prf, skp, msg, nonce, id.Body(), g.sa.handshake.inter.octets())
+		if in.auth.Method != message.AuthPSK {
+			leaf, err := x509.ParseCertificate(x509Chain(in.certs)[0])
+			if err == nil {
+				err = suite.VerifySignature(leaf.PublicKey, uint8(in.auth.Method), in.auth.Data, octets, suite.SignatureHashes())
+			}
+			if err != nil {
+				r.Errorf("%s: %v", where, err)
+			}
+		} else if err := suite.VerifyPSK(g.prot.prf, suite.CopySecret([]byte(r.l.PSK)), octets, in.auth.Data); err != nil {
 			r.Errorf("%s: %v", where, err)
 		}
 		if h.response {
@@ -243,18 +309,15 @@ func (r *replayed) check(where string, ends [2]*generation, sender *generation, 
 		if err != nil {
 			r.Fatal(where, err)
 		}
+		if c.HasAdditionalKE() {
+			r.created = in
+			return
+		}
 		var shared suite.Secret
 		if in.ke != nil {
 			shared = r.nextShared()
 		}
-		if c.Protocol == suite.ProtocolIKE {
-			form(message.FormRekeyIKEResponse)
-			seed := suite.RekeySKEYSEED(g.prot.prf, g.prot.keys.SKd, shared, req.nonce, in.nonce)
-			r.derive(c, seed, req.nonce, in.nonce, binary.BigEndian.Uint64(req.sa[0].SPI), binary.BigEndian.Uint64(c.SPI))
-			return
-		}
-		form(message.FormRekeyChildResponse)
-		r.child(g, c, shared, req.nonce, in.nonce)
+		r.made(where, g, req, in, shared)
 	case exchangeInformational:
 		if h.response {
 			form(message.FormInformationalResponse)
@@ -263,6 +326,28 @@ func (r *replayed) check(where string, ends [2]*generation, sender *generation, 
 		}
 	}
 	_ = sender
+}
+
+// made derives what CREATE_CHILD_SA, with what followed it, made.
+func (r *replayed) made(where string, g *generation, req, in *parsed, shared suite.Secret, additional ...suite.Secret) {
+	r.Helper()
+	c, err := suite.Accept(req.sa, in.sa)
+	if err != nil {
+		r.Fatal(where, err)
+	}
+	form := message.FormRekeyChildResponse
+	if c.Protocol == suite.ProtocolIKE {
+		form = message.FormRekeyIKEResponse
+	}
+	if err := form.Check(in.ps); err != nil {
+		r.Errorf("%s: %v", where, err)
+	}
+	if c.Protocol == suite.ProtocolIKE {
+		seed := suite.RekeySKEYSEED(g.prot.prf, g.prot.keys.SKd, shared, req.nonce, in.nonce, additional...)
+		r.derive(c, seed, req.nonce, in.nonce, binary.BigEndian.Uint64(req.sa[0].SPI), binary.BigEndian.Uint64(c.SPI))
+		return
+	}
+	r.child(g, c, shared, req.nonce, in.nonce, additional...)
 }
 
 // replayHost has randomness only: nothing is sent in a replay.
