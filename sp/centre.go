@@ -88,6 +88,19 @@ func (c *Centre) current(ctx context.Context) (*registry.Registry, store.Revisio
 	return reg, rev, err
 }
 
+// fresh is how old the registry may be by which a request for a policy, or a report, is judged: such
+// requests come by the thousand. Those that wait are told of changes as soon as they are seen.
+const fresh = time.Second
+
+// recent is current for what may be judged by the registry of a moment ago.
+func (c *Centre) recent(ctx context.Context) (*registry.Registry, store.Revision, error) {
+	reg, rev, err := c.st.Recent(ctx, fresh)
+	if err == nil && !c.auth.has(rev) {
+		c.load(reg, rev)
+	}
+	return reg, rev, err
+}
+
 // load reads the services' CAs and the trust in devices.
 func (c *Centre) load(reg *registry.Registry, rev store.Revision) {
 	if err := c.auth.load(reg, rev, c.now()); err != nil {

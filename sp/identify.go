@@ -53,10 +53,25 @@ func (c *Centre) identify(ctx context.Context, t *tls.ConnectionState) (*registr
 	if t == nil || t.Version < tls.VersionTLS13 || len(t.PeerCertificates) == 0 {
 		return nil, refuse(http.StatusForbidden, "no-certificate", "a client certificate over TLS 1.3: the device's, or one of its services'", "none", "connect with the device certificate")
 	}
-	reg, _, err := c.current(ctx)
+	reg, rev, err := c.recent(ctx)
 	if err != nil {
 		return nil, failure(err)
 	}
+	d, no := c.identifyBy(ctx, reg, t)
+	if no == nil {
+		return d, nil
+	}
+	// Nobody is refused for what was true a moment ago: a device may just have been registered.
+	if now, at, err := c.current(ctx); err != nil {
+		return nil, failure(err)
+	} else if at != rev {
+		return c.identifyBy(ctx, now, t)
+	}
+	return nil, no
+}
+
+// identifyBy is identify by one state of the registry.
+func (c *Centre) identifyBy(ctx context.Context, reg *registry.Registry, t *tls.ConnectionState) (*registry.Device, *refusal) {
 	now := c.now()
 	leaf := t.PeerCertificates[0]
 	var d *registry.Device

@@ -51,6 +51,8 @@ type Store struct {
 	stmts   map[string]*sql.Stmt // readers' prepared statements, SQLite only: pgx keeps its own
 	wake    chan struct{}        // closed and replaced when this instance has moved a head
 	current *snapshot            // the registry that was decoded last
+	seen    Revision             // the newest that was seen to be the current one …
+	seenAt  time.Time            // … and when that was asked last
 
 	wc *conn // the writer's connection: the writer alone
 }

@@ -263,6 +263,19 @@ func (s *Store) Current(ctx context.Context) (*registry.Registry, Revision, erro
 	return r, Revision(at), err
 }
 
+// Recent returns the registry as it was at some moment of the last while, and its revision: without asking
+// the database where somebody has asked for the heads since (Wait does), otherwise as Current does. What
+// this instance applied is always in it.
+func (s *Store) Recent(ctx context.Context, while time.Duration) (*registry.Registry, Revision, error) {
+	s.mu.Lock()
+	n, seen, at := s.current, s.seen, s.seenAt
+	s.mu.Unlock()
+	if n != nil && n.revision >= seen && time.Since(at) < while { // by the machine's clock, as Wait's
+		return n.registry, n.revision, nil
+	}
+	return s.Current(ctx)
+}
+
 // At returns the registry as it was at a revision: ErrNotFound for one that has not been yet.
 func (s *Store) At(ctx context.Context, at Revision) (*registry.Registry, error) {
 	if n := s.kept(at); n != nil {

@@ -231,6 +231,42 @@ func TestFollowerReadsTheSameRegistry(t *testing.T) {
 	})
 }
 
+// Recent is never older than what this instance applied or saw, and asks where nobody has asked lately.
+func TestRecent(t *testing.T) {
+	each(t, func(t *testing.T, s *store.Store) {
+		ctx := t.Context()
+		other := again(t, s)
+		apply := func(by *store.Store, rev store.Revision) {
+			t.Helper()
+			get(by.Apply(ctx, store.Change{Expected: rev - 1, Registry: get(killedRegistry(rev))(t), Who: "op"}, t0))(t)
+		}
+		recent := func(while time.Duration, want store.Revision) {
+			t.Helper()
+			r, rev, err := s.Recent(ctx, while)
+			ok(t, err)
+			if rev != want {
+				t.Errorf("revision %d, want %d", rev, want)
+			}
+			same(t, jsonOf(t, r), jsonOf(t, get(s.At(ctx, rev))(t)))
+		}
+		recent(time.Hour, 0)
+		apply(s, 1)
+		recent(time.Hour, 1)
+		apply(other, 2)
+		recent(time.Hour, 2) // nobody has asked for the heads yet
+		get(s.Heads(ctx))(t)
+		recent(time.Hour, 2)
+		apply(other, 3)
+		recent(0, 3)         // too long ago
+		recent(time.Hour, 3) // what was read once is not forgotten
+		apply(other, 4)
+		get(s.Heads(ctx))(t)
+		recent(time.Hour, 4) // seen, though not read
+		apply(s, 5)
+		recent(time.Hour, 5) // its own
+	})
+}
+
 // again is another instance on the same database.
 func again(t *testing.T, s *store.Store) *store.Store { return open(t, s.URL()) }
 

@@ -16,6 +16,7 @@ type Heads struct {
 
 // Heads returns the heads: one small query.
 func (s *Store) Heads(ctx context.Context) (h Heads, err error) {
+	asked := time.Now()
 	err = s.reader(ctx).rows(func(r row) error {
 		var name string
 		var v int64
@@ -34,6 +35,12 @@ func (s *Store) Heads(ctx context.Context) (h Heads, err error) {
 	}, "SELECT name, value FROM head WHERE name IN ('registry', 'policy', 'revocation')")
 	if err != nil {
 		return Heads{}, fmt.Errorf("heads: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = max(s.seen, h.Registry)
+	if asked.After(s.seenAt) {
+		s.seenAt = asked
 	}
 	return h, nil
 }
