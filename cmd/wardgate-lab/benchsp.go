@@ -54,7 +54,7 @@ func benchSPCommand() *cobra.Command {
 	f.IntVar(&b.partners, "partners", 5, "contracts of a device, on average")
 	f.Uint64Var(&b.seed, "seed", 1, "what the registry follows from")
 	f.IntVar(&b.rounds, "rounds", 3, "changes of each kind")
-	f.DurationVar(&b.rest, "rest", 40*time.Second, "how long nothing happens before memory is measured")
+	f.DurationVar(&b.rest, "rest", 60*time.Second, "how long nothing happens before memory is measured")
 	f.DurationVar(&b.limit, "limit", 20*time.Minute, "the whole run ends after that, at the latest")
 	f.BoolVar(&b.noEnrol, "no-enrol", false, "leave the enrolments out")
 	if err := cmd.MarkFlagRequired("out"); err != nil {
@@ -270,6 +270,7 @@ func (b *spBench) join(ctx context.Context) error {
 		b.put("memory-waiting", float64(rested.RSS-before.RSS)/n/1e3, "kB/device"),
 		b.put("memory-waiting-all", float64(rested.RSS)/n/1e3, "kB/device"),
 		b.put("memory-highest", float64(rested.Max)/1e6, "MB"),
+		b.put("heap-live-without-devices", float64(before.Heap)/1e6, "MB"),
 		b.put("heap-live", float64(rested.Heap)/1e6, "MB"),
 		b.put("stacks", float64(rested.Stacks)/1e6, "MB"),
 		b.put("waiting", (rested.CPU-connected.CPU).Seconds()/b.rest.Seconds()*100, "%cpu"),
