@@ -158,15 +158,15 @@ func (sa *SA) onDatagram(ev evDatagram) {
 // that, so it ends nothing; the peer is asked whether it lives, at most every ten seconds (RFC
 // 7296, section 2.4).
 //
-// With the peer's token it is no hint: only the peer can have sent it, and it has no state any more
-// (RFC 6290, section 4.5). Our half ends without a word.
+// With the peer's token it is no hint: only the peer can have sent it, and it has no state of g any
+// more (RFC 6290, section 4.5).
 func (sa *SA) hint(g *generation, msg []byte) bool {
 	m, err := message.Parse(msg)
 	if err != nil || m.Encrypted != nil {
 		return false
 	}
 	if g.crashed(m.Payloads) {
-		sa.close(Reason{Code: ReasonPeerCrashed, Text: "the peer lost this IKE SA and shows its token (RFC 6290)", Remote: true})
+		sa.peerForgot(g)
 		return true
 	}
 	if m.Payloads.HasNotify(message.NotifyInvalidIKESPI) && sa.state == StateEstablished && sa.cur.req == nil &&
@@ -178,6 +178,23 @@ func (sa *SA) hint(g *generation, msg []byte) bool {
 }
 
 const hintInterval = 10 * time.Second
+
+// peerForgot: the peer does not have g any more. Of one that was replaced that is no surprise: our
+// request came twice, say, and the second time after its end. The peer is asked whether it has what
+// took its place. The one in use ends without a word.
+func (sa *SA) peerForgot(g *generation) {
+	switch {
+	case g != sa.cur || g.successor != nil:
+		sa.dropOld(g)
+		if sa.state == StateEstablished && sa.cur.req == nil && len(sa.cur.queue) == 0 {
+			sa.cur.enqueue(&livenessTask{})
+		}
+	case sa.state == StateDeleting:
+		sa.close(sa.ended)
+	default:
+		sa.close(Reason{Code: ReasonPeerCrashed, Text: "the peer lost this IKE SA and shows its token (RFC 6290)", Remote: true})
+	}
+}
 
 // deadline is when the SA wants an evTimer; zero: never.
 func (sa *SA) deadline() time.Time {
