@@ -101,7 +101,7 @@ func (t *rekeyIKE) retire(sa *SA) {
 
 func (t *rekeyIKE) done(sa *SA, g *generation, in *parsed) {
 	if sa.state != StateEstablished {
-		t.retire(sa)
+		t.doneTooLate(sa, g, in)
 		return
 	}
 	if n := in.errorNotify(); n != nil && in.sa == nil {
@@ -132,6 +132,30 @@ func (t *rekeyIKE) done(sa *SA, g *generation, in *parsed) {
 	}
 	t.outdo(sa, g)
 	g.queue = append([]task{t}, g.queue...)
+}
+
+// doneTooLate takes an answer that comes when the IKE SA is being deleted. If the peer has made the
+// new keys, our Delete of the old ones means to it that the rekey is done: the new ones must be deleted
+// as well.
+func (t *rekeyIKE) doneTooLate(sa *SA, g *generation, in *parsed) {
+	made := false
+	switch n := in.errorNotify(); {
+	case n != nil && in.sa == nil:
+	case t.follow != nil:
+		done, err := t.follow.take(in)
+		made = done && err == nil
+	default:
+		err := t.accept(sa, g, in)
+		made = err == nil && !t.ng.chosen.HasAdditionalKE()
+	}
+	if !made {
+		t.retire(sa)
+		return
+	}
+	t.finish(sa, g)
+	if sa.state == StateDeleting && sa.cur == t.ng {
+		t.ng.queue = []task{&deleteIKE{}}
+	}
 }
 
 // followed takes the answer to an IKE_FOLLOWUP_KE request.
