@@ -260,6 +260,18 @@ func (b *box) firstContact(peer *PeerConfig) bool {
 	return first
 }
 
+// another tells whether another IKE SA of a connection stands.
+func (b *box) another(peer string) bool {
+	b.ep.mu.Lock()
+	defer b.ep.mu.Unlock()
+	for _, o := range b.ep.byPeer[peer] {
+		if o != b && o.up.Load() && !o.ending.Load() {
+			return true
+		}
+	}
+	return false
+}
+
 // contact names the two parties of an IKE SA: all identities of ours, and the peer's last one.
 // That is a little less than what makes two IKE SAs between the same identities, so that what it
 // finds may be too much.
@@ -326,6 +338,7 @@ type host interface {
 	newESPSPI(id ChildID, queue int) (uint32, error)
 	freeESPSPI(uint32, ChildID)
 	firstContact(*PeerConfig) bool
+	another(peer string) bool
 }
 
 var _ host = (*box)(nil)

@@ -145,12 +145,13 @@ func (e *established) use(sa *SA, c *child) {
 
 // useSoon has the owner send on a new CHILD SA that the peer asked for, a moment after our answer
 // went out: the peer must judge the answer before it can take packets, and what comes sooner
-// would be lost. Where others carry the same traffic (RFC 9611) there is time until the peer shows
-// that it has the answer, which may have been lost: by its next request (see goesOn), or by a packet
-// (ChildSA.SendNow), which ends the wait in any case.
+// would be lost. Where others carry the same traffic (RFC 9611, or another IKE SA, which is about to
+// be replaced) there is time until the peer shows that it has the answer, which may have been lost:
+// by its next request (see goesOn), or by a packet (ChildSA.SendNow), which ends the wait in any
+// case.
 func (e *established) useSoon(sa *SA, c *child) {
 	after := answerTime
-	if e.standing(c.cfg.Name) > 1 {
+	if e.standing(c.cfg.Name) > 1 || sa.host.another(sa.peer.Name) {
 		after = silentFor
 	}
 	c.useAt = sa.now.Add(after)
