@@ -124,6 +124,7 @@ type (
 		peer     string
 		children []string
 		path     Path
+		spi      uint64 // of the initiator, of the newest keys
 	}
 	// actReplaced: end the IKE SA in whose place this one was made.
 	actReplaced struct{ old SAID }

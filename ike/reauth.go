@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"wardgate/ike/message"
@@ -93,7 +94,7 @@ func (sa *SA) takeAuthLifetime(in *parsed) {
 
 // reauthenticate asks for the new IKE SA.
 func (sa *SA) reauthenticate() {
-	a := actReauth{peer: sa.peer.Name, path: sa.path}
+	a := actReauth{peer: sa.peer.Name, path: sa.path, spi: sa.cur.spiI}
 	for _, c := range sa.est.children {
 		if c.queue == 0 && !c.deleting && c.successor == nil {
 			a.children = append(a.children, c.cfg.Name)
@@ -130,21 +131,14 @@ func (ep *Endpoint) reauthenticate(old *box, a actReauth) {
 	if cfg == nil {
 		return // it ends anyway
 	}
+	if id, ok := ep.covering(old, a); ok {
+		old.post(evTerminate{reauthenticated(id)})
+		return
+	}
 	ep.mu.Lock()
 	if ep.closed {
 		ep.mu.Unlock()
 		return
-	}
-	// Where both ends did this at the same time, there are two IKE SAs now. The older one is not
-	// replaced again: it ends in favour of the younger one.
-	if len(cfg.Children) == 1 {
-		for id, b := range ep.byPeer[a.peer] {
-			if id > old.id && b.up.Load() && !b.ending.Load() {
-				ep.mu.Unlock()
-				old.post(evTerminate{reauthenticated(id)})
-				return
-			}
-		}
 	}
 	b := ep.newBoxLocked(a.peer)
 	b.sa = newInitiator(b, cfg)
@@ -153,6 +147,43 @@ func (ep *Endpoint) reauthenticate(old *box, a actReauth) {
 	for _, c := range a.children {
 		b.post(evInitiate{c})
 	}
+}
+
+// covering finds a younger IKE SA of the connection with all the CHILD SAs of old. Where both ends
+// reauthenticate at the same time there are two, which would become four the next time: so one of
+// them ends instead, when its time comes. It must be the younger one that stays: the older one may be
+// about to end. And it must have the higher SPI, because which one is younger may not be the same at
+// both ends, and they must not end both.
+func (ep *Endpoint) covering(old *box, a actReauth) (SAID, bool) {
+	ep.mu.Lock()
+	var others []*box
+	for _, o := range ep.byPeer[a.peer] {
+		if o.id > old.id && o.up.Load() && !o.ending.Load() {
+			others = append(others, o)
+		}
+	}
+	ep.mu.Unlock()
+	for _, o := range others {
+		o.step.Lock()
+		ok := o.sa.covers(a)
+		o.step.Unlock()
+		if ok {
+			return o.id, true
+		}
+	}
+	return 0, false
+}
+
+func (sa *SA) covers(a actReauth) bool {
+	if sa.state != StateEstablished || sa.cur.spiI <= a.spi {
+		return false
+	}
+	for _, name := range a.children {
+		if !slices.ContainsFunc(sa.est.children, func(c *child) bool { return c.queue == 0 && c.stands(name) }) {
+			return false
+		}
+	}
+	return true
 }
 
 // replaced ends an IKE SA whose place was taken.
