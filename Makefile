@@ -12,6 +12,7 @@ FUZZTIME ?= 10m
 N        ?= 2000
 SEED     ?= 1
 SIZE     ?= 20G
+KILLS    ?= 100
 DEVICES  ?= 2000
 DATABASE ?=
 ROUNDS   ?= 3
@@ -41,13 +42,13 @@ GOLANGCILINT_VERSION := v2.15.0
 WIREGUARD_VERSION := v0.0.0-20260522210424-ecfc5a8d5446
 NEBULA_VERSION    := v1.10.3
 
-.PHONY: help demo test lint fuzz interop soak sim bench bench-net bench-ike bench-sp clean \
+.PHONY: help demo test lint fuzz interop soak kill sim bench bench-net bench-ike bench-sp clean \
 	install build cross lint-lite test-unit test-sim test-e2e tools bench-peers bench-limit
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: install build ## two hospitals, one tunnel: the main job shown in network namespaces (as root)
+demo: install build ## from factory-fresh routers to the first image, a change of groups, a stolen router: in network namespaces (as root)
 	$(BIN)/wardgate-lab demo --bin $(BIN)
 
 test: install build cross lint-lite test-unit test-sim test-e2e ## everything that must be green: build, imports, unit tests with -race, end to end
@@ -71,6 +72,9 @@ interop: install build ## against strongSwan, in network namespaces (as root)
 
 soak: install build ## a transfer of SIZE=20G with rekeys every second and one packet in a thousand lost (as root)
 	CI=true WARDGATE_SOAK=$(SIZE) $(GO) test -count=1 -timeout 2h -v -run '^TestSoak$$' ./internal/e2e
+
+kill: install build ## router and centre killed at KILLS=100 random instants of joining, renewal and policy change, from SEED=1 (as root)
+	CI=true WARDGATE_KILLS=$(KILLS) WARDGATE_SEED=$(SEED) $(GO) test -count=1 -timeout 2h -v -run '^TestKillAtAnyInstant$$' ./internal/e2e
 
 sim: ## schedules of IKE SAs in a simulator (docs/simulator.md): N=2000 of them, the first with SEED=1
 	@mkdir -p build

@@ -3,8 +3,10 @@ package ike_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -72,6 +74,10 @@ func TestSimulator(t *testing.T) {
 	for i, o := range bad {
 		t.Errorf("seed %d: %s", o.Plan.Seed, o.Violation)
 		if i == 0 && !planted {
+			if n == 1 {
+				t.Logf("all of it:\n%s", iketest.Run(o.Plan, simHooks, true).Diagram)
+				return
+			}
 			p := iketest.Minimize(o.Plan, simHooks)
 			least := iketest.Run(p, simHooks, true)
 			t.Errorf("the least of it: %s\n%s\n%s", least.Violation, least.Diagram, p.JSON())
@@ -84,5 +90,30 @@ func TestSimulator(t *testing.T) {
 		if err := os.WriteFile(name, []byte(line+"\n"), 0o644); err != nil { //nolint:gosec // a line to read
 			t.Error(err)
 		}
+	}
+}
+
+// TestSimulatorFound plays the schedules that once broke a rule; what was wrong is their name.
+func TestSimulatorFound(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("testdata/sim/*.json")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no schedules in testdata/sim: %v", err)
+	}
+	for _, name := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(name), ".json"), func(t *testing.T) {
+			t.Parallel()
+			b, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := iketest.ParsePlan(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out := iketest.Run(p, simHooks, true); out.Violation != "" {
+				t.Errorf("%s\n%s", out.Violation, out.Diagram)
+			}
+		})
 	}
 }

@@ -54,7 +54,7 @@ func (r *run) act(o Op) {
 		}
 	case OpPolicy:
 		if up {
-			_ = ep.SetPeers(n.conns)
+			r.policy(o, n)
 		}
 	case OpCut:
 		r.cut[[2]int{o.Node, o.Peer}] = true
@@ -84,6 +84,25 @@ func (r *run) act(o Op) {
 		r.spoof(o, n)
 	case OpForge:
 		r.forge(o, n)
+	case OpReauth:
+		if ids := sortedKeys(n.IKE); len(ids) > 0 && up {
+			_ = ep.Reauthenticate(ids[int(o.N)%len(ids)])
+		}
+	case OpMutate:
+		n.mutate = &mutation{skip: int(o.N % 8), choices: &choices{data: o.Data, rand: fastRand{state: uint64(o.N)}}}
+	}
+}
+
+// policy hands a node its connections again.
+func (r *run) policy(o Op, n *simNode) {
+	switch o.N % 3 {
+	case 0: // those that it was made with, all of them
+		n.conns = r.connections(n)
+		_ = n.Endpoint.SetPeers(n.conns)
+	case 1: // the same objects
+		_ = n.Endpoint.SetPeers(n.conns)
+	case 2:
+		_ = n.Endpoint.SetPeers(slices.DeleteFunc(slices.Clone(n.conns), func(c *ike.PeerConfig) bool { return c.Name == connName(o.Node, o.Peer) }))
 	}
 }
 
@@ -237,10 +256,10 @@ func (r *run) connections(n *simNode) []*ike.PeerConfig {
 	p := r.plan
 	ikeKE, espKE := "-x25519", ""
 	if p.Groups {
-		ikeKE = []string{"-x25519-ecp256", "-ecp256-x25519"}[n.i%2]
+		ikeKE = []string{"-x25519-ecp256", "-ecp256"}[n.i%2]
 	}
 	if p.PFS {
-		espKE = []string{"-x25519-ecp256", "-ecp256-x25519"}[n.i%2]
+		espKE = []string{"-x25519-ecp256", "-ecp256"}[n.i%2]
 	}
 	switch p.Hybrid {
 	case HybridNone:
@@ -248,6 +267,8 @@ func (r *run) connections(n *simNode) []*ike.PeerConfig {
 		ikeKE = "-x25519-ke1_ecp256"
 	case HybridMLKEM:
 		ikeKE, espKE = "-x25519-ke1_mlkem768", "-x25519-ke1_mlkem768"
+	case HybridThree:
+		ikeKE, espKE = "-x25519-ke1_ecp256-ke2_ecp384", "-x25519-ke1_ecp256-ke2_ecp384"
 	default:
 	}
 	if p.Hybrid == HybridChild || p.Hybrid == HybridBoth {
@@ -278,6 +299,7 @@ func (r *run) connections(n *simNode) []*ike.PeerConfig {
 		if p.RekeyChild == 0 {
 			c.RekeyChild = 10000 * time.Hour
 		}
+		c.Reauth, c.Childless = p.Reauth, p.Childless[n.i%2]
 		if r.nat == nil || j > 0 {
 			c.Remote = []netip.AddrPort{netip.AddrPortFrom(simAddr(j), 500)}
 		}
@@ -291,6 +313,9 @@ func (r *run) connections(n *simNode) []*ike.PeerConfig {
 			} else {
 				l.PSK = fmt.Appendf(nil, "%s round %d", c.Name, round)
 				a.PSK = l.PSK
+			}
+			if round == 0 && p.PPK[n.i%2] {
+				a.PPKs = []ike.PPK{{ID: c.Name, Secret: bytes.Repeat([]byte(c.Name), 16)}}
 			}
 			c.LocalAuth, c.RemoteAuth = append(c.LocalAuth, l), append(c.RemoteAuth, a)
 		}

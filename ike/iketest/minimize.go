@@ -3,21 +3,29 @@ package iketest
 import (
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 )
 
-// maxMinimize bounds the runs that Minimize makes.
-const maxMinimize = 600
+// Bounds of what Minimize does.
+const (
+	maxMinimize  = 600
+	minimizeTime = 20 * time.Second
+)
 
 // Minimize takes away from a plan that fails what it does not need to fail: things that happen,
 // losses and repetitions of datagrams, nodes and peculiarities of the configuration. The result
 // fails in the same way.
 func Minimize(p *Plan, h Hooks) *Plan {
-	runs := 0
+	first := 0
+	if p.Traffic {
+		first = 1 // without the beginning everything is lost
+	}
+	runs, begun := 0, time.Now()
 	best := *p
 	like := kindOf(Run(p, h, false).Violation)
 	fails := func(c *Plan) bool {
-		if runs >= maxMinimize {
+		if runs >= maxMinimize || time.Since(begun) > minimizeTime {
 			return false
 		}
 		runs++
@@ -36,7 +44,7 @@ func Minimize(p *Plan, h Hooks) *Plan {
 	for again := true; again; {
 		again = false
 		for size := max(len(best.Ops)/2, 1); size > 0; size /= 2 {
-			for i := 0; i+size <= len(best.Ops); {
+			for i := first; i+size <= len(best.Ops); {
 				if try(func(c *Plan) { c.Ops = slices.Delete(c.Ops, i, i+size) }) {
 					again = true
 				} else {
@@ -55,6 +63,9 @@ func Minimize(p *Plan, h Hooks) *Plan {
 		func(c *Plan) { c.PFS, c.Groups, c.Fragments = false, false, false },
 		func(c *Plan) { c.Hybrid = HybridNone },
 		func(c *Plan) { c.NAT = false },
+		func(c *Plan) { c.Crash, c.Hearing = false, false },
+		func(c *Plan) { c.Childless, c.PPK = [2]bool{}, [2]bool{} },
+		func(c *Plan) { c.Reauth = 0 },
 		func(c *Plan) { c.RekeyChild = 0 },
 		func(c *Plan) { c.RekeyIKE = 0 },
 		func(c *Plan) { c.CutAtEnd = false },

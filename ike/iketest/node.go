@@ -178,10 +178,11 @@ func (n *Node) ChildDown(id ike.ChildID, r ike.Reason) {
 	n.bury(c, r)
 	if k := key(&c.ChildSA); n.Send[k] == id {
 		delete(n.Send, k)
-		// A data path goes on with another one of the same kind.
+		// A data path goes on with another one of the same kind, the newest that the peer has.
+		usable := false
 		for _, o := range n.sorted() {
-			if key(&o.ChildSA) == k {
-				n.Send[k] = o.ID
+			if now := o.SendNow || o.Switched || o.heard; key(&o.ChildSA) == k && (now || !usable) {
+				n.Send[k], usable = o.ID, usable || now
 			}
 		}
 	}

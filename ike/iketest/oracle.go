@@ -36,9 +36,11 @@ type session struct {
 
 // guarded is one key and the IVs that were used with it.
 type guarded struct {
-	p    *suite.Protector
-	last uint64
-	used bool
+	p      *suite.Protector
+	key    []byte
+	last   uint64
+	used   bool
+	forger *suite.Protector // for messages that a hostile node makes, with IVs of its own
 }
 
 // direction is what a node sent on a session.
@@ -120,7 +122,7 @@ func (o *oracle) equip(s *session, d int, key []byte) {
 		o.r.violate("a key of %d octets for an IKE SA of the simulator: %v", len(key), err)
 		return
 	}
-	s.prot[d] = append(s.prot[d], &guarded{p: p})
+	s.prot[d] = append(s.prot[d], &guarded{p: p, key: bytes.Clone(key)})
 }
 
 func (o *oracle) session(msg []byte) *session {

@@ -22,9 +22,14 @@ type Plan struct {
 	Retransmit           time.Duration // the first repetition; 4 in all
 	Queues               [2]int        // of "net": in even and odd nodes (RFC 9611)
 	Machine              [2]int        // ike.Config.Queues in even and odd nodes
-	PFS                  bool          // CHILD SAs with a key exchange, of which the nodes prefer different ones
+	PFS                  bool          // CHILD SAs with a key exchange, of which odd nodes know one only
 	Hybrid               Hybrid        // additional key exchanges (RFC 9370)
-	Groups               bool          // nodes prefer different groups for the IKE SA
+	Groups               bool          // odd nodes know only the second of the groups for the IKE SA
+	Crash                bool          // quick crash detection (RFC 6290)
+	Childless            [2]bool       // of even and odd nodes (RFC 6023)
+	PPK                  [2]bool       // of even and odd nodes (RFC 8784)
+	Reauth               time.Duration // 0: only when the plan says so
+	Hearing              bool          // endpoints are told when packets come in
 	NAT                  bool          // node 0 is behind a NAT
 	Fragments            bool          // messages longer than 512 octets are cut
 
@@ -66,6 +71,7 @@ const (
 	HybridChild        // of CHILD SAs
 	HybridBoth
 	HybridMLKEM // both
+	HybridThree // both, with a third one
 )
 
 // OpKind is something that happens to a node.
@@ -73,25 +79,27 @@ type OpKind string
 
 // What can happen.
 const (
-	OpInitiate    OpKind = "initiate"     // CHILD SA N%2 with Peer
-	OpRekeyChild  OpKind = "rekey child"  // the N-th
-	OpRekeyIKE    OpKind = "rekey ike"    // the N-th
-	OpDeleteChild OpKind = "delete child" // the N-th
-	OpTerminate   OpKind = "terminate"    // the connection with Peer
-	OpQueues      OpKind = "want queues"  // N%5 with Peer
-	OpCut         OpKind = "cut"          // the link to Peer
-	OpHeal        OpKind = "heal"         // all links
-	OpRestart     OpKind = "restart"      // all state is lost
-	OpPause       OpKind = "pause"        // for N ms nothing happens there, and what comes in is lost
-	OpClock       OpKind = "clock jump"   // by N ms; negative numbers go back
-	OpNAT         OpKind = "nat change"   // the NAT in front of node 0 gives it another port
-	OpTokenSlow   OpKind = "slow token"   // signatures take N ms
-	OpTokenFail   OpKind = "token fails"  // N odd: signatures fail; even: no more
-	OpReplay      OpKind = "replay"       // an old datagram to the node comes again
-	OpReflect     OpKind = "reflect"      // an old datagram of the node comes back to it
-	OpSpoof       OpKind = "spoof"        // the node hears, without protection, that its SPI is unknown
-	OpForge       OpKind = "forge"        // the node sends Peer something that only a hostile one sends
-	OpPolicy      OpKind = "policy"       // the connections are handed over again
+	OpInitiate    OpKind = "initiate"       // CHILD SA N%2 with Peer
+	OpRekeyChild  OpKind = "rekey child"    // the N-th
+	OpRekeyIKE    OpKind = "rekey ike"      // the N-th
+	OpDeleteChild OpKind = "delete child"   // the N-th
+	OpTerminate   OpKind = "terminate"      // the connection with Peer
+	OpQueues      OpKind = "want queues"    // N%5 with Peer
+	OpCut         OpKind = "cut"            // the link to Peer
+	OpHeal        OpKind = "heal"           // all links
+	OpRestart     OpKind = "restart"        // all state is lost
+	OpPause       OpKind = "pause"          // for N ms nothing happens there, and what comes in is lost
+	OpClock       OpKind = "clock jump"     // by N ms; negative numbers go back
+	OpNAT         OpKind = "nat change"     // the NAT in front of node 0 gives it another port
+	OpTokenSlow   OpKind = "slow token"     // signatures take N ms
+	OpTokenFail   OpKind = "token fails"    // N odd: signatures fail; even: no more
+	OpReplay      OpKind = "replay"         // an old datagram to the node comes again
+	OpReflect     OpKind = "reflect"        // an old datagram of the node comes back to it
+	OpSpoof       OpKind = "spoof"          // the node hears, without protection, that its SPI is unknown
+	OpForge       OpKind = "forge"          // the node sends Peer something that only a hostile one sends
+	OpPolicy      OpKind = "policy"         // the connections are handed over again: the same, new ones with the same rights, without that with Peer
+	OpReauth      OpKind = "reauthenticate" // the N-th IKE SA
+	OpMutate      OpKind = "mutate"         // the next message under keys is changed inside, after N%8 that are not
 )
 
 // Op is something that happens at a time.
@@ -101,6 +109,7 @@ type Op struct {
 	Node int
 	Peer int
 	N    int64
+	Data []byte `json:",omitempty"` // of OpMutate: what to change; random, when it is used up
 }
 
 // Drop loses the first request, or response, that a node sends under keys from a time on.
@@ -117,7 +126,7 @@ func (o Op) String() string {
 // Hostile tells whether a node breaks the rules: then nodes need not agree, but what holds for
 // each of them must still hold.
 func (p *Plan) Hostile() bool {
-	return slices.ContainsFunc(p.Ops, func(o Op) bool { return o.Kind == OpForge })
+	return slices.ContainsFunc(p.Ops, func(o Op) bool { return o.Kind == OpForge || o.Kind == OpMutate })
 }
 
 // JSON returns the plan as it is kept in testdata.
@@ -169,15 +178,31 @@ func NewPlan(seed uint64) *Plan {
 	if r.IntN(4) == 0 {
 		p.RekeyIKE = 8*time.Second + ms(90000)
 	}
-	switch r.IntN(50) {
-	case 0:
+	switch v := r.IntN(100); {
+	case v == 0:
 		p.Hybrid = HybridMLKEM
-	case 1, 2, 3:
+	case v == 1:
+		p.Hybrid = HybridThree
+	case v < 6:
 		p.Hybrid = HybridIKE
-	case 4, 5, 6, 7:
+	case v < 14:
 		p.Hybrid = HybridChild
-	case 8, 9, 10:
+	case v < 18:
 		p.Hybrid = HybridBoth
+	}
+	p.Crash, p.Hearing = r.IntN(4) == 0, r.IntN(2) == 0
+	if r.IntN(6) == 0 {
+		p.PPK = [2]bool{r.IntN(3) > 0, r.IntN(3) > 0}
+	}
+	if r.IntN(6) == 0 {
+		p.Childless = [2]bool{r.IntN(3) > 0, r.IntN(3) > 0}
+	}
+	if r.IntN(10) == 0 {
+		p.Reauth = 20*time.Second + ms(60000)
+	}
+	if p.Nodes > 2 {
+		// Many IKE SAs must not always be at it.
+		p.RekeyChild, p.RekeyIKE, p.Reauth = 4*p.RekeyChild, 4*p.RekeyIKE, 4*p.Reauth
 	}
 	p.Fragments = p.Auth == AuthCert2 && r.IntN(2) == 0
 	if r.IntN(5) == 0 {
@@ -209,6 +234,9 @@ func NewPlan(seed uint64) *Plan {
 		{OpSpoof},
 		{OpPolicy},
 		{OpForge, OpForge, OpForge},
+		{OpMutate, OpMutate, OpMutate},
+		{OpReauth},
+		{OpQueues, OpQueues, OpQueues, OpQueues, OpQueues},
 	} {
 		if r.IntN(6) == 0 {
 			kinds = append(kinds, some...)
@@ -230,7 +258,7 @@ func NewPlan(seed uint64) *Plan {
 	}
 	for range 4 + r.IntN(14) {
 		// Most crossings happen within a round trip.
-		at += ms([]int{3, 30, 150, 400, 3000, 20000}[r.IntN(6)])
+		at += ms([]int{1, 3, 30, 150, 400, 3000, 20000}[r.IntN(7)])
 		p.Ops = append(p.Ops, randomOp(r, p, kinds[r.IntN(len(kinds))], at))
 	}
 	return p
@@ -249,7 +277,7 @@ func randomOp(r *rand.Rand, p *Plan, k OpKind, at time.Duration) Op {
 		}
 	case OpTokenSlow:
 		o.N = int64(r.IntN(3000))
-	case OpReplay, OpReflect, OpForge:
+	case OpReplay, OpReflect, OpForge, OpMutate:
 		o.N = r.Int64N(1 << 40)
 	default:
 	}
@@ -272,8 +300,11 @@ func (p *Plan) traffic(r *rand.Rand) {
 	for range 3 + r.IntN(8) {
 		at += time.Duration(r.IntN([]int{3, 30, 150, 400, 3000}[r.IntN(5)])) * time.Millisecond
 		k := OpRekeyChild
-		if r.IntN(3) == 0 {
+		switch r.IntN(12) {
+		case 0, 1, 2, 3:
 			k = OpRekeyIKE
+		case 4:
+			k = OpReauth
 		}
 		p.Ops = append(p.Ops, randomOp(r, p, k, at))
 	}

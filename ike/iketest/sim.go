@@ -1,6 +1,7 @@
 package iketest
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"net/netip"
@@ -130,6 +131,7 @@ type simNode struct {
 	since   time.Time
 	ever    map[uint32]uint32    // SPIs of all CHILD SAs that there ever were: in → out
 	doomed  map[ike.ChildID]bool // the plan deleted them
+	mutate  *mutation            // nil: none
 	counted int                  // violations of Node that were taken over
 }
 
@@ -200,6 +202,17 @@ func (n *simNode) boot() {
 			c.FragmentSize = 512
 		}
 		c.Verify = verifyKnown
+		if r.plan.Crash {
+			c.CrashSecret = bytes.Repeat([]byte{byte(n.i + 1)}, 32)
+		}
+		if r.plan.Hearing {
+			c.LastInbound = func(id ike.ChildID) time.Time {
+				if r.traffic == nil || r.traffic.stop || n.Children[id] == nil {
+					return time.Time{}
+				}
+				return r.w.Now().Add(n.offset)
+			}
+		}
 		r.hooks.KeyLog(c, r.oracle.key)
 	})
 	if err != nil {
@@ -385,7 +398,7 @@ func (r *run) settle() {
 			r.violate("no agreement %v after the links became good: %s", settleTime+r.back, why)
 			return
 		}
-		r.until(r.w.Now().Add(time.Second))
+		r.until(r.w.Now().Add(230 * time.Millisecond))
 	}
 	r.oracle.atRest()
 	for _, n := range r.nodes {
@@ -522,6 +535,13 @@ func (r *run) carry(from, to netip.AddrPort, msg []byte) {
 	r.seq++
 	r.limit(n)
 	r.oracle.sent(n, msg)
+	if n.mutate != nil {
+		if other := r.oracle.mutate(n.mutate, msg); other != nil {
+			n.mutate = nil
+			r.note("%s sends the next one otherwise: %s", n.Name, r.oracle.describe(msg))
+			msg = other
+		}
+	}
 	inside := from
 	if r.nat != nil && from.Addr() == r.nat.Inside {
 		from = r.nat.out(from)
