@@ -107,7 +107,8 @@ func (sa *SA) sign(la *LocalAuth) {
 	if len(la.PSK) > 0 {
 		psk := suite.CopySecret(la.PSK)
 		defer psk.Wipe()
-		auth, err := authValue{method: suite.AuthPSK}, error(nil)
+		auth := authValue{method: suite.AuthPSK}
+		var err error
 		if auth.data, err = suite.PSKAuth(g.prot.prf, psk, first); err == nil && plain != nil {
 			auth.plain, err = suite.PSKAuth(g.prot.prf, psk, plain)
 		}

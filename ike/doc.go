@@ -1,5 +1,6 @@
-// Package ike is IKEv2 (RFC 7296) with multiple authentication rounds (RFC 4739): the state
-// machine of one IKE SA, and the Endpoint that drives thousands of them.
+// Package ike is IKEv2 (RFC 7296) with multiple authentication rounds (RFC 4739) and multiple key
+// exchanges (RFC 9370): the state machine of one IKE SA, and the Endpoint that drives thousands of
+// them. docs/rfc.md has the other RFCs, requirement by requirement.
 //
 // # The two halves
 //

@@ -13,6 +13,9 @@
 //	chosen, err := suite.Select(own, offers, suite.SelectOptions{}) // responder
 //	chosen, err := suite.Accept(sent, answer)                       // initiator
 //
+// Additional key exchanges (RFC 9370) are part of a proposal, as in "x25519-mlkem768"; which ones were
+// chosen says Chosen.AdditionalKE.
+//
 // # One set of keys
 //
 //	public, shared, err := suite.Respond(chosen.KE, rand, kei)
