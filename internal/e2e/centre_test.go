@@ -366,3 +366,26 @@ func verifiedSerial(f *lab.Facility) (uint64, error) {
 	}
 	return d.Serial, nil
 }
+
+// What the disk has lost, the centre still has: a policy file that is gone, or not whole, is fetched again.
+func TestLostPolicyIsFetchedAgain(t *testing.T) {
+	t.Parallel()
+	h := joined(t, "e2e-lost", nil)
+	reaches(t, h.Modality, h.Archive)
+	before := serial(t, h.B)
+	for _, c := range []struct {
+		what   string
+		damage func(path string) error
+	}{
+		{"gone", os.Remove},
+		{"cut in half", func(path string) error { return os.Truncate(path, 500) }},
+		{"empty", func(path string) error { return os.Truncate(path, 0) }},
+	} {
+		must(t, h.B.Daemon.Stop(10*time.Second), c.damage(h.B.PolicyFile()), h.B.StartDaemon(t.Context()))
+		latest(t, h, h.B)
+		reaches(t, h.Modality, h.Archive)
+		if now, err := verifiedSerial(h.B); err != nil || now != before {
+			t.Errorf("%s: the policy's file has %d, %v; want %d", c.what, now, err, before)
+		}
+	}
+}
