@@ -13,7 +13,8 @@ const (
 	// wait and lives long, so collecting more often costs little.
 	collectAt = 50
 	tidyEvery = 10 * time.Second
-	tidyFrom  = 16 << 20 // octets: less is not worth a collection
+	tidyAgain = 30 * time.Second
+	tidyFrom  = 8 << 20 // octets: less is not worth a collection
 )
 
 // tidy gives memory back to the system after a storm of connections or policies: what waits afterwards
@@ -29,7 +30,7 @@ func tidy(ctx context.Context) {
 	}
 	t := time.NewTicker(tidyEvery)
 	defer t.Stop()
-	last := uint64(0)
+	last, freed := uint64(0), time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -39,12 +40,11 @@ func tidy(ctx context.Context) {
 		metrics.Read(sample)
 		free, objects, live := sample[0].Value.Uint64(), sample[1].Value.Uint64(), sample[2].Value.Uint64()
 		spare := free + objects - min(live, objects)
-		// Only when it is calm: while much is going on, what is free is needed again at once.
-		calm := objects <= last+last/16
-		if last = objects; calm && spare >= max(tidyFrom, live/4) {
+		// Only when what is in use stays as it is: while it grows, what is free is needed at once.
+		calm := live <= last+last/16
+		if last = live; calm && spare >= max(tidyFrom, live/8) && time.Since(freed) >= tidyAgain {
 			debug.FreeOSMemory()
-			metrics.Read(sample)
-			last = sample[1].Value.Uint64()
+			freed = time.Now()
 		}
 	}
 }
