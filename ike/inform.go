@@ -73,8 +73,11 @@ func (sa *SA) onDeleteChild(id ChildID, why string) {
 // deleteIKE deletes the generation that it is sent on.
 type deleteIKE struct{}
 
-func (*deleteIKE) build(_ *SA, g *generation) (uint8, *outgoing, bool) {
+func (*deleteIKE) build(sa *SA, g *generation) (uint8, *outgoing, bool) {
 	g.deleting = true
+	if sa.state == StateDeleting {
+		sa.childrenDown() // see terminate
+	}
 	return exchangeInformational, newOutgoing().add(&message.Delete{Protocol: message.ProtocolIKE}), true
 }
 
@@ -86,7 +89,16 @@ func (*deleteIKE) done(sa *SA, g *generation, _ *parsed) {
 	sa.dropGeneration(g)
 }
 
-// terminate deletes the IKE SA. Its CHILD SAs end at once.
+// childrenDown tells the owner that the CHILD SAs of an IKE SA that is being deleted are down.
+func (sa *SA) childrenDown() {
+	for _, c := range sa.est.children {
+		sa.est.down(sa, c, sa.ended)
+	}
+}
+
+// terminate deletes the IKE SA. Its CHILD SAs end at once; but where others take their place, only when
+// the Delete is sent, for which an exchange under way must end first: the peer sends on them until it
+// has the Delete.
 func (sa *SA) terminate(r Reason) {
 	switch {
 	case sa.state == StateDeleting || sa.state == StateClosed:
@@ -103,8 +115,8 @@ func (sa *SA) terminate(r Reason) {
 	}
 	sa.state = StateDeleting
 	sa.ended = r
-	for _, c := range sa.est.children {
-		sa.est.down(sa, c, r)
+	if !r.Rekeyed {
+		sa.childrenDown()
 	}
 	for _, t := range sa.cur.queue {
 		if x, ok := t.(retired); ok {
