@@ -55,21 +55,64 @@ func (o *oracle) mutate(m *mutation, msg []byte) []byte {
 		return nil
 	}
 	header := parsed.Header
-	out := alter(&header, slices.Clone(ps), m.choices)
+	in := alter(&header, slices.Clone(ps), m.choices)
+	return s.forge(g, h, header, in, ps)
+}
+
+// forge seals a message that a hostile node makes of one with the payloads ps.
+func (s *session) forge(g *guarded, h head, header message.Header, in message.Inner, ps message.Payloads) []byte {
 	if g.forger == nil {
-		if g.forger, err = suite.NewProtector(simCipher, suite.CopySecret(g.key), suite.Secret{}, nil); err != nil {
+		p, err := suite.NewProtector(simCipher, suite.CopySecret(g.key), suite.Secret{}, nil)
+		if err != nil {
 			return nil
 		}
+		g.forger = p
 	}
-	sealed, err := out.Seal(header, g.forger, 0)
+	sealed, err := in.Seal(header, g.forger, 0)
 	if err != nil || len(sealed) != 1 {
 		return nil
 	}
 	// With the same proof it still is a proof.
-	if a, was := message.First[*message.Auth](ps); was && h.exchange == 35 && bytes.Contains(out.Plain, a.Data) {
+	if a, was := message.First[*message.Auth](ps); was && h.exchange == 35 && bytes.Contains(in.Plain, a.Data) {
 		s.auths[h.d][hashOf(sealed[0])] = false
 	}
 	return sealed[0]
+}
+
+// rewrite has Hooks.Rewrite change a message. nil: it stays as it is.
+func (o *oracle) rewrite(n *simNode, msg []byte) []byte {
+	parsed, err := message.Parse(msg)
+	if err != nil {
+		return nil
+	}
+	said := Said{
+		At: o.r.w.Now().Sub(Epoch), Node: n.i, ID: int64(parsed.MessageID), Exchange: uint8(parsed.Exchange),
+		Response: parsed.IsResponse(), Payloads: parsed.Payloads,
+	}
+	h, protected := headOf(msg)
+	var s *session
+	var g *guarded
+	if protected {
+		if h.fragment != 0 {
+			return nil
+		}
+		s = o.session(msg)
+		if said.Payloads, g = s.open(h.d, msg); g == nil {
+			return nil
+		}
+	}
+	in, ok := o.r.hooks.Rewrite(said)
+	if !ok {
+		return nil
+	}
+	if protected {
+		return s.forge(g, h, parsed.Header, in, said.Payloads)
+	}
+	out, err := message.Encode(parsed.Header, in.Payloads)
+	if err != nil {
+		return nil
+	}
+	return out
 }
 
 // alter changes a message: payloads that are missing, there twice, in another order, of other

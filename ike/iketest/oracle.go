@@ -297,7 +297,7 @@ func (o *oracle) learn(n *simNode, s *session, h head, hash uint64, ps message.P
 			return
 		}
 		for _, spi := range s.deletes[1-h.d] {
-			if o.r.plan.Hostile() {
+			if o.r.hostile() {
 				break // the request may have been another one with the same ID
 			}
 			for _, c := range n.Children {
@@ -492,7 +492,7 @@ func (o *oracle) known(n *simNode, c *ike.ChildSA) {
 			return
 		}
 	}
-	if !o.r.plan.Hostile() {
+	if !o.r.hostile() {
 		o.r.violate("%s sends on CHILD SA %d (out %08x) before anybody can receive on it", n.Name, c.ID, c.SPIOut)
 	}
 }
@@ -515,7 +515,7 @@ func (o *oracle) redundant(n *simNode, c *Child) {
 		if k.rival != nil && !k.loses() {
 			o.r.violate("%s gives up CHILD SA %08x, but the one that was made with the lowest of the four nonces is %08x (RFC 7296, section 2.8.1)", n.Name, c.SPIIn, k.rival.spi)
 		}
-		if k.rival == nil && !o.r.plan.Hostile() {
+		if k.rival == nil && !o.r.hostile() {
 			o.r.violate("%s gives up CHILD SA %08x as redundant, and the peer rekeyed nothing", n.Name, c.SPIIn)
 		}
 	}
@@ -523,7 +523,7 @@ func (o *oracle) redundant(n *simNode, c *Child) {
 
 // atRest expects, when all is quiet, that of two IKE SAs which crossed the right one is left.
 func (o *oracle) atRest() {
-	if o.r.plan.Hostile() {
+	if o.r.hostile() {
 		return
 	}
 	for _, k := range o.rekeys {

@@ -26,6 +26,10 @@ type Hooks struct {
 	// with the message ID that would be next plus delta; of a response, that of the peer's last
 	// request plus delta. No messages: there is none.
 	Forge func(ep *ike.Endpoint, pick int, exchange uint8, response bool, delta int, ps message.Payloads) (ike.Path, [][]byte)
+
+	// Rewrite, when not nil, may have a message that is whole sent with another content: nodes are
+	// hostile then. It is asked for repetitions too.
+	Rewrite func(Said) (message.Inner, bool)
 }
 
 // View is what an endpoint holds.
@@ -384,12 +388,12 @@ func (r *run) settle() {
 			if why = r.disagree(); why == "" {
 				break
 			}
-			if r.plan.Hostile() {
+			if r.hostile() {
 				break
 			}
 		}
 		if !r.w.Now().Before(end) {
-			if r.plan.Hostile() {
+			if r.hostile() {
 				break
 			}
 			if why == "" {
@@ -416,6 +420,9 @@ func (r *run) settle() {
 		r.out.AtRest = append(r.out.AtRest, st)
 	}
 }
+
+// hostile tells whether nodes may break the rules.
+func (r *run) hostile() bool { return r.hooks.Rewrite != nil || r.plan.Hostile() }
 
 func (r *run) busy() bool {
 	for _, n := range r.nodes {
@@ -535,6 +542,12 @@ func (r *run) carry(from, to netip.AddrPort, msg []byte) {
 	r.seq++
 	r.limit(n)
 	r.oracle.sent(n, msg)
+	if r.hooks.Rewrite != nil {
+		if other := r.oracle.rewrite(n, msg); other != nil {
+			r.note("%s sends the next one otherwise: %s", n.Name, r.oracle.describe(msg))
+			msg = other
+		}
+	}
 	if n.mutate != nil {
 		if other := r.oracle.mutate(n.mutate, msg); other != nil {
 			n.mutate = nil
