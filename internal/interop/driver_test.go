@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,8 @@ type driver struct {
 	ep    *ike.Endpoint
 	plain *net.UDPConn // port 500
 	natt  *net.UDPConn // port 4500
+
+	lag atomic.Int64 // nanoseconds that every IKE message takes on its way, in each direction
 
 	mu       sync.Mutex
 	ike      map[ike.SAID]ike.SAInfo
@@ -68,7 +71,21 @@ func newDriver(t *testing.T, w *wire, peers ...*ike.PeerConfig) *driver {
 	return d
 }
 
+// later runs f after the time that messages take.
+func (d *driver) later(f func()) {
+	if lag := d.lag.Load(); lag > 0 {
+		time.AfterFunc(time.Duration(lag), f)
+		return
+	}
+	f()
+}
+
 func (d *driver) send(p ike.Path, msg []byte) {
+	msg = bytes.Clone(msg)
+	d.later(func() { d.write(p, msg) })
+}
+
+func (d *driver) write(p ike.Path, msg []byte) {
 	if p.Encap {
 		_, _ = d.natt.WriteToUDPAddrPort(append([]byte{0, 0, 0, 0}, msg...), p.Remote)
 		return
@@ -94,7 +111,8 @@ func (d *driver) receive(c *net.UDPConn, local netip.AddrPort, natt bool) {
 			msg = msg[4:]
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		d.ep.HandleDatagram(ike.Path{Local: local, Remote: from, Encap: natt}, msg)
+		msg = bytes.Clone(msg)
+		d.later(func() { d.ep.HandleDatagram(ike.Path{Local: local, Remote: from, Encap: natt}, msg) })
 	}
 }
 
