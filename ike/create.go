@@ -305,6 +305,9 @@ func (t *newChild) finish(sa *SA, g *generation, k keying, in *parsed) {
 		return
 	}
 	defer k.shared.Wipe()
+	if cfg := sa.peer.child(t.cfg.Name); cfg != nil {
+		t.cfg = cfg // the connections may have been set anew
+	}
 	sa.takesPart(t.cfg, in, t.old != nil)
 	old := t.old
 	if old != nil && !slices.Contains(sa.est.children, old) {
