@@ -607,13 +607,17 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 	req := childRequest{offers: in.sa, tsi: in.tsi, tsr: in.tsr, ke: in.ke, resource: in.has(notifyResourceInfo)}
 	k := keying{ni: in.nonce}
 	if form == message.FormRekeyChildRequest {
-		spi, _ := in.notify(message.NotifyRekeySA).SPI32()
+		n := in.notify(message.NotifyRekeySA)
+		spi, _ := n.SPI32()
 		old := sa.est.byOut(spi)
+		if n.Protocol != message.ProtocolESP {
+			old = nil // an AH SA with this SPI is another SA, and there are none
+		}
 		switch {
 		case old == nil && sa.creating(g) != nil:
 			return temporary // it may be what we do not have the answer for yet
 		case old == nil:
-			return newOutgoing().add(message.NewSPINotify(notifyChildNotFound, message.ProtocolESP, spi))
+			return newOutgoing().add(message.NewSPINotify(notifyChildNotFound, n.Protocol, spi))
 		case old.deleting || old.successor != nil:
 			return temporary // section 2.25.1
 		case old.rekeying != nil && old.rekeying.follow != nil:
