@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"slices"
@@ -371,8 +372,8 @@ func TestFloodWithoutCookies(t *testing.T) {
 	}
 }
 
-// TestHostileBetweenRounds: a peer that proved its device and not its service tries to get
-// something out of us.
+// TestHostileBetweenRounds: a peer that proved its device and not its service, or nothing at all,
+// tries to get something out of us.
 func TestHostileBetweenRounds(t *testing.T) {
 	t.Parallel()
 	sa := &message.SA{Proposals: []message.Proposal{{Number: 1, Protocol: message.ProtocolESP, SPI: []byte{1, 2, 3, 4}, Transforms: []message.Transform{
@@ -397,42 +398,50 @@ func TestHostileBetweenRounds(t *testing.T) {
 		"unknown critical":      {35, message.Payloads{&message.Unknown{Generic: message.Generic{Critical: true}, Type: 200}}},
 		"two IDi":               {35, message.Payloads{message.NewIDi(2, []byte("x")), message.NewIDi(2, []byte("y"))}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			p := newPair(t, pairOptions{})
-			done := false
-			p.w.Tap = func(from, to netip.AddrPort, msg []byte) bool {
-				if from.Addr() == addrA && msg[18] == 35 && msg[23] == 2 {
-					if !done {
-						done = true
-						_, forged := p.a.Endpoint.Forge(c.exchange, 2, false, c.ps)
-						for _, m := range forged {
-							p.w.Deliver(from, to, m)
-						}
-					}
-					return false
-				}
-				return true
-			}
-			if err := p.a.Endpoint.Initiate("a-b", "net"); err != nil {
-				t.Fatal(err)
-			}
-			p.w.For(time.Second)
-			if !done {
-				t.Fatal("the second round never began")
-			}
-			if len(p.b.IKE)+len(p.b.Children)+len(p.a.IKE)+len(p.a.Children) != 0 {
-				t.Error("something came up")
-			}
-			if len(p.b.Refusals) == 0 {
-				t.Error("B refused nothing")
-			}
-			t.Log(texts(p.b.Refusals))
-			p.w.For(3 * time.Minute)
-			p.sound()
-			p.empty()
-		})
+		for _, id := range []uint32{1, 2} {
+			name := fmt.Sprintf("%s, before round %d", name, id)
+			hostileBefore(t, name, id, c.exchange, c.ps)
+		}
 	}
+}
+
+// hostileBefore has A send something else than the request of a round.
+func hostileBefore(t *testing.T, name string, id uint32, exchange uint8, ps message.Payloads) {
+	t.Run(name, func(t *testing.T) {
+		t.Parallel()
+		p := newPair(t, pairOptions{})
+		done := false
+		p.w.Tap = func(from, to netip.AddrPort, msg []byte) bool {
+			if from.Addr() == addrA && msg[18] == 35 && uint32(msg[23]) == id {
+				if !done {
+					done = true
+					_, forged := p.a.Endpoint.Forge(exchange, id, false, ps)
+					for _, m := range forged {
+						p.w.Deliver(from, to, m)
+					}
+				}
+				return false
+			}
+			return true
+		}
+		if err := p.a.Endpoint.Initiate("a-b", "net"); err != nil {
+			t.Fatal(err)
+		}
+		p.w.For(time.Second)
+		if !done {
+			t.Fatal("the round never began")
+		}
+		if len(p.b.IKE)+len(p.b.Children)+len(p.a.IKE)+len(p.a.Children) != 0 {
+			t.Error("something came up")
+		}
+		if len(p.b.Refusals) == 0 {
+			t.Error("B refused nothing")
+		}
+		t.Log(texts(p.b.Refusals))
+		p.w.For(3 * time.Minute)
+		p.sound()
+		p.empty()
+	})
 }
 
 // TestReflection: our own messages sent back to us do nothing.
