@@ -357,3 +357,40 @@ func TestIntermediateWithoutKey(t *testing.T) {
 	p.w.For(3 * time.Minute)
 	p.empty()
 }
+
+// TestIntermediateOutOfOrder: requests whose turn it is not, and requests under the keys of before
+// the additional key exchange, change nothing: neither is in the window, or authentic.
+func TestIntermediateOutOfOrder(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, pairOptions{both: suites(t, "aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke2_ecp384", defaultESP)})
+	var forged [][]byte
+	deliver := func() {
+		for _, m := range forged {
+			p.w.Deliver(netip.AddrPortFrom(addrA, 500), netip.AddrPortFrom(addrB, 500), m)
+		}
+	}
+	sent := 0
+	p.w.Tap = func(from, _ netip.AddrPort, msg []byte) bool {
+		if from.Addr() == addrA && msg[18] == 43 && msg[23] == 1 && forged == nil {
+			for _, exchange := range []byte{35, 36, 37, 43, 44} {
+				for _, id := range []uint32{0, 2, 3, 4, 7} {
+					_, msgs := p.a.Endpoint.Forge(exchange, id, false, message.Payloads{goodKE(t)})
+					forged = append(forged, msgs...)
+				}
+			}
+			deliver() // before the first one
+			for d := time.Millisecond; d < 60*time.Millisecond; d += time.Millisecond {
+				p.w.AfterFunc(d, func() { sent++; deliver() })
+			}
+		}
+		return true
+	}
+	p.up()
+	if sent < 50 {
+		t.Errorf("forged messages came %d times", sent)
+	}
+	if len(p.a.Refusals)+len(p.b.Refusals) > 0 {
+		t.Errorf("refused: %s %s", texts(p.a.Refusals), texts(p.b.Refusals))
+	}
+	p.counts(1, 1)
+}
