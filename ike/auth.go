@@ -27,14 +27,15 @@ type authState struct {
 	childless  bool       // no CHILD SA comes with the rounds (RFC 6023)
 
 	// Responder.
-	req       *parsed       // the IKE_AUTH request under way
-	set       *peerSet      // that candidates are of
-	trusts    []*branch     // one candidate for each trust, in the order of the verdicts
-	ppkProofs []ppkProof    // for each of trusts
-	childSA   []suite.Offer // from the first request
-	tsi       *message.TS
-	tsr       *message.TS
-	resource  bool // the first request wants several CHILD SAs (RFC 9611)
+	req         *parsed       // the IKE_AUTH request under way
+	set         *peerSet      // that candidates are of
+	trusts      []*branch     // one candidate for each trust, in the order of the verdicts
+	ppkProofs   []ppkProof    // for each of trusts
+	childSA     []suite.Offer // from the first request
+	tsi         *message.TS
+	tsr         *message.TS
+	wantsTicket bool // the first request asks for a ticket
+	resource    bool // the first request wants several CHILD SAs (RFC 9611)
 
 	// Initiator.
 	resp     *parsed // the answer under judgement
@@ -347,6 +348,10 @@ func (sa *SA) onVerdict(ev evVerdict) {
 		return
 	}
 	h := sa.handshake
+	if h != nil && h.session != nil {
+		sa.onResumeVerdict(ev)
+		return
+	}
 	if h == nil || ev.job != h.job || !h.verifying || sa.state != StateAuth {
 		return
 	}
@@ -412,7 +417,10 @@ func (sa *SA) establish() (*established, error) {
 	if n == 0 || len(h.proofs) != n || len(h.localIDs) != n || len(h.claimed) != n {
 		return nil, fmt.Errorf("ike: %d rounds needed, the peer proved %d, we proved %d", n, len(h.proofs), len(h.localIDs))
 	}
-	e := &established{created: sa.now, localIDs: h.localIDs, localLeaves: h.leaves}
+	e := &established{created: sa.now, authenticated: sa.now, localIDs: h.localIDs, localLeaves: h.leaves}
+	if h.session != nil {
+		e.resumed, e.authenticated = true, h.session.authenticated
+	}
 	for i, p := range h.proofs {
 		if !containsID(sa.peer.RemoteAuth[i].IDs, p.id) || !sa.peer.LocalAuth[i].ID.Equal(h.localIDs[i]) {
 			return nil, fmt.Errorf("ike: identities of round %d are not those of connection %q", i+1, sa.peer.Name)

@@ -56,6 +56,7 @@ func (sa *SA) sendRound(auth authValue) {
 			// RFC 7296, section 2.4.
 			out.notify(message.NotifyInitialContact, nil)
 		}
+		out.notify(message.NotifyTicketRequest, nil) // RFC 5723, section 4.2: in the first request
 		if !h.childless && !sa.addFirstChild(out) {
 			return
 		}
@@ -168,6 +169,12 @@ func (sa *SA) roundProved() {
 		sa.beginRound()
 		return
 	}
+	sa.allProved(in)
+}
+
+// allProved brings the IKE SA up: what the last answer to IKE_AUTH says comes into force.
+func (sa *SA) allProved(in *parsed) {
+	h := sa.handshake
 	if sa.host.peers().successor(sa.peer) == nil {
 		sa.abort(refused(CodeNoConnection, -1, nil, "connection %q was taken away meanwhile", sa.peer.Name))
 		return
@@ -180,9 +187,11 @@ func (sa *SA) roundProved() {
 	sa.goUp(e)
 	sa.cur.takeCrashToken(in)
 	sa.takeAuthLifetime(in)
+	sa.takeTicket(sa.cur, in)
 	if !h.childless {
 		sa.finishFirstChild(h, in)
 	}
+	sa.freshenResumed()
 	for _, name := range sa.wanted {
 		sa.wantChild(name)
 	}

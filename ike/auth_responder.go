@@ -16,6 +16,10 @@ func (sa *SA) onAuthRequest(g *generation, in *parsed) {
 	if h == nil || sa.state != StateAuth {
 		return
 	}
+	if h.session != nil {
+		sa.onResumeAuth(g, in)
+		return
+	}
 	if in.exchange == exchangeIntermediate && h.job == 0 && h.req == nil {
 		sa.onIntermediate(g, in)
 		return
@@ -72,11 +76,7 @@ func (sa *SA) takeRound(in *parsed) *RefusedError {
 		return refused(CodeSyntax, r, nil, "the IKE_AUTH request of round %d lacks IDi or AUTH", r+1)
 	}
 	if r == 0 {
-		h.takeAnnouncements(in)
-		h.childSA, h.tsi, h.tsr, h.resource = in.sa, in.tsi, in.tsr, in.has(notifyResourceInfo)
-		h.multipleAuth = h.multipleAuth || in.has(message.NotifyMultipleAuthSupported)
-		h.wantOCSP = h.wantOCSP || in.wantOCSP
-		h.initialContact = in.has(message.NotifyInitialContact)
+		sa.takeFirstRequest(in)
 	}
 	id := h.claimed[r]
 	known := follow(h.candidates, id)
@@ -99,6 +99,17 @@ func (sa *SA) takeRound(in *parsed) *RefusedError {
 		h.candidates = meant
 	}
 	return sa.verify(in, in.idi)
+}
+
+// takeFirstRequest keeps what the first IKE_AUTH request says beside the proof.
+func (sa *SA) takeFirstRequest(in *parsed) {
+	h := sa.handshake
+	h.takeAnnouncements(in)
+	h.wantOCSP = h.wantOCSP || in.wantOCSP
+	h.childSA, h.tsi, h.tsr, h.resource = in.sa, in.tsi, in.tsr, in.has(notifyResourceInfo)
+	h.multipleAuth = h.multipleAuth || in.has(message.NotifyMultipleAuthSupported)
+	h.initialContact = in.has(message.NotifyInitialContact)
+	h.wantsTicket = in.has(message.NotifyTicketRequest)
 }
 
 func filter(list []*branch, keep func(*branch) bool) []*branch {
@@ -291,6 +302,12 @@ func (sa *SA) answerRound(auth authValue) {
 		sa.refuseAuth(refused(CodeNoConnection, -1, nil, "connection %q was taken away meanwhile", h.candidates[0].first.Name))
 		return
 	}
+	sa.answerLast(in, out)
+}
+
+// answerLast brings the IKE SA up, and answers the last IKE_AUTH request.
+func (sa *SA) answerLast(in *parsed, out *outgoing) {
+	h, g := sa.handshake, sa.cur
 	e, err := sa.establish()
 	if err != nil {
 		sa.peer = nil
@@ -304,6 +321,9 @@ func (sa *SA) answerRound(auth authValue) {
 	sa.goUp(e)
 	g.takeCrashToken(in)
 	sa.addCrashToken(out, g)
+	if h.wantsTicket {
+		sa.giveTicket(out, g)
+	}
 	if h.childless {
 		g.respond(in, out)
 		return

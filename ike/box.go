@@ -124,6 +124,21 @@ func (b *box) perform(a action) {
 		ep.reauthenticate(b, a)
 	case actReplaced:
 		ep.replaced(a, b.id)
+	case actResumed:
+		ep.mu.Lock()
+		old := ep.spis[a.ours]
+		ep.mu.Unlock()
+		if old != nil && old != b {
+			old.post(evResumed{a.spiI, a.spiR})
+		}
+	case actSaveChains:
+		ep.cfg.Executor.RunSlow(func() {
+			for _, p := range a.proofs {
+				if p.leaf != nil {
+					ep.cfg.Chains.SaveChain(certMark(p.leaf), append([][]byte{p.leaf}, p.intermediates...))
+				}
+			}
+		})
 	case actClosed:
 		ep.remove(b)
 	}
@@ -339,6 +354,10 @@ type host interface {
 	freeESPSPI(uint32, ChildID)
 	firstContact(*PeerConfig) bool
 	another(peer string) bool
+	ticketKeys() ticketKeys
+	useTicket(*session) bool
+	keepSession(*session)
+	dropSession(peer string, of SAID)
 }
 
 var _ host = (*box)(nil)

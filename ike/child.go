@@ -20,7 +20,12 @@ type established struct {
 
 	localLeaves [][]byte // DER of the certificates that we proved, nil where a PSK was used
 
-	created  time.Time
+	created       time.Time
+	authenticated time.Time // when all rounds were last proved in full
+	resumed       bool      // by a ticket
+	ticketed      bool      // the peer gave us a ticket: another one is asked for when it is used up
+	ticketAt      time.Time // ask for another one then
+
 	reauthAt time.Time // a new IKE SA is to take our place
 	expireAt time.Time // a certificate of the peer's ends
 	rekeyed  int
@@ -239,6 +244,7 @@ func (e *established) deadline(sa *SA) time.Time {
 		return d
 	}
 	add(e.rekeyAt)
+	add(e.ticketAt)
 	add(e.reauthAt)
 	add(e.expireAt)
 	add(e.endAt(sa))
@@ -282,6 +288,10 @@ func (e *established) onTimer(sa *SA) {
 	if due(now, e.rekeyAt) {
 		e.rekeyAt = time.Time{}
 		sa.rekeyIKE()
+	}
+	if due(now, e.ticketAt) {
+		e.ticketAt = zeroTime
+		sa.cur.enqueue(&ticketTask{})
 	}
 	for _, c := range slices.Clone(e.children) {
 		if due(now, c.useAt) {

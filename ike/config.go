@@ -57,6 +57,21 @@ type Config struct {
 	// find out by their liveness checks. Tokens of peers are understood in any case.
 	CrashSecret []byte
 
+	// TicketSecrets seal the tickets by which peers resume IKE SAs that this endpoint has lost
+	// (RFC 5723): each at least 32 random octets that nobody else may have, the newest first, at
+	// most four. Whoever has one can forge tickets, and with them be any peer, as long as it is in
+	// use: replace it daily with Endpoint.SetTicketSecrets. Empty: no tickets are given. Tickets
+	// of peers are used in any case.
+	TicketSecrets [][]byte
+
+	// TicketLifetime bounds how long a ticket of ours is good, and how long after the last full
+	// proof of all rounds an IKE SA may be resumed at all. 0: 24 h, at most 7 days.
+	TicketLifetime time.Duration
+
+	// Chains keeps peers' certificates for tickets that come back after a restart; nil: they are
+	// kept in memory, and a restarted endpoint takes no tickets for rounds with certificates.
+	Chains ChainStore
+
 	// VendorIDs are sent in IKE_SA_INIT.
 	VendorIDs [][]byte
 
@@ -73,6 +88,9 @@ const (
 	defaultCookieThreshold = 64
 	defaultMaxHalfOpen     = 4096
 	defaultMaxHalfOpenAddr = 64
+
+	defaultTicketLifetime = 24 * time.Hour
+	maxTicketLifetime     = 7 * 24 * time.Hour
 
 	defaultRekeyIKE   = 8 * time.Hour
 	defaultRekeyChild = time.Hour
@@ -110,6 +128,15 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if n := len(d.CrashSecret); n > 0 && n < 32 {
 		return d, fmt.Errorf("ike: Config.CrashSecret: expected at least 32 octets, got %d", n)
+	}
+	switch {
+	case d.TicketLifetime <= 0:
+		d.TicketLifetime = defaultTicketLifetime
+	case d.TicketLifetime > maxTicketLifetime:
+		d.TicketLifetime = maxTicketLifetime
+	}
+	if d.Chains == nil {
+		d.Chains = &memoryChains{chains: map[[32]byte][][]byte{}}
 	}
 	if d.Queues < 0 || d.Queues > maxQueues {
 		return d, fmt.Errorf("ike: Config.Queues: expected 0 to %d, got %d", maxQueues, d.Queues)

@@ -190,3 +190,31 @@ func TestCrashSecretTooShort(t *testing.T) {
 		t.Error("31 octets were taken")
 	}
 }
+
+// TestCrashTokenOfOldKeys: the answer to the Delete of the old keys is lost, and the peer that has
+// dropped them shows their token. That is no crash: the new keys stand.
+func TestCrashTokenOfOldKeys(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, pairOptions{ea: crashSecret(1), eb: crashSecret(2)})
+	p.up()
+	old, shown := ikeOf(t, p.a).SPIr, 0
+	p.w.Tap = func(from, _ netip.AddrPort, msg []byte) bool {
+		if from.Addr() != addrB || msg[18] != byte(message.ExchangeInformational) || binary.BigEndian.Uint64(msg[8:]) != old {
+			return true
+		}
+		if m, err := message.Parse(msg); err == nil && m.Encrypted == nil && m.Payloads.HasNotify(message.NotifyQuickCrashDetection) {
+			shown++
+			return true
+		}
+		return false // the answer to the Delete
+	}
+	if err := p.a.Endpoint.RekeyIKE(ikeOf(t, p.a).ID); err != nil {
+		t.Fatal(err)
+	}
+	p.w.For(time.Minute)
+	if shown != 1 {
+		t.Errorf("the token was shown %d times, want once", shown)
+	}
+	p.counts(1, 1)
+	p.carries()
+}

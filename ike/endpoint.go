@@ -22,6 +22,8 @@ type Endpoint struct {
 
 	nextSA    atomic.Uint64
 	nextChild atomic.Uint64
+	tickets   atomic.Pointer[ticketKeys]
+	used      usedTickets
 	fresh     atomic.Int64 // IKE_SA_INIT requests of strangers that wait for a worker
 	peers     atomic.Pointer[peerSet]
 
@@ -35,6 +37,7 @@ type Endpoint struct {
 	children     map[ChildID]*box
 	byPeer       map[string]map[SAID]*box  // connection → IKE SAs that are known to be of it
 	contacts     map[contact]map[SAID]*box // IKE SAs by the identities of both ends
+	sessions     map[string]*session       // connection → what may be resumed
 	refusedAt    rateLimit                 // refusals of strangers that are reported
 	invalidSPIAt rateLimit                 // INVALID_IKE_SPI answers
 	idle         chan struct{}             // closed when closed and no box is left
@@ -70,11 +73,15 @@ func NewEndpoint(cfg Config) (*Endpoint, error) {
 		children:     map[ChildID]*box{},
 		byPeer:       map[string]map[SAID]*box{},
 		contacts:     map[contact]map[SAID]*box{},
+		sessions:     map[string]*session{},
 		refusedAt:    rateLimit{perSecond: 20, burst: 100},
 		invalidSPIAt: rateLimit{perSecond: 50, burst: 100},
 		idle:         make(chan struct{}),
 	}
 	ep.peers.Store(newPeerSet(nil))
+	if err := ep.SetTicketSecrets(c.TicketSecrets...); err != nil {
+		return nil, err
+	}
 	if err := ep.cookies.init(c.Rand); err != nil {
 		return nil, fmt.Errorf("ike: random source: %w", err)
 	}
@@ -102,6 +109,7 @@ func (ep *Endpoint) SetPeers(peers []*PeerConfig) error {
 	}
 	set := newPeerSet(peers)
 	ep.peers.Store(set)
+	ep.forgetSessions(names)
 	for _, b := range ep.allBoxes() {
 		b.post(evPeers{set})
 	}
@@ -129,7 +137,7 @@ func (ep *Endpoint) HandleDatagram(p Path, msg []byte) {
 		ours = h.spiR
 	}
 	if ours == 0 {
-		if h.fromInitiator && !h.response && h.exchange == exchangeSAInit && h.id == 0 && h.spiI != 0 {
+		if h.fromInitiator && !h.response && (h.exchange == exchangeSAInit || h.exchange == exchangeResume) && h.id == 0 && h.spiI != 0 {
 			ep.handleFresh(p, h, msg)
 		}
 		return
@@ -206,6 +214,7 @@ func (ep *Endpoint) Initiate(peer, child string) error {
 	}
 	b := ep.newBoxLocked(peer)
 	b.sa = newInitiator(b, cfg)
+	b.sa.resume = ep.takeSessionLocked(peer)
 	ep.mu.Unlock()
 	b.post(evInitiate{child})
 	return nil
@@ -216,6 +225,7 @@ func (ep *Endpoint) Initiate(peer, child string) error {
 func (ep *Endpoint) Terminate(peer, reason string) {
 	ep.mu.Lock()
 	boxes := slices.Collect(maps.Values(ep.byPeer[peer]))
+	ep.takeSessionLocked(peer).wipe()
 	ep.mu.Unlock()
 	for _, b := range boxes {
 		b.post(evTerminate{Reason{Code: ReasonDeleted, Text: reason}})
@@ -283,6 +293,9 @@ func (ep *Endpoint) Close(ctx context.Context) error {
 		if len(ep.boxes) == 0 {
 			close(ep.idle)
 		}
+	}
+	for peer := range ep.sessions {
+		ep.takeSessionLocked(peer).wipe()
 	}
 	ep.mu.Unlock()
 	for _, b := range ep.allBoxes() {

@@ -24,6 +24,16 @@ type (
 		set   *peerSet
 		from  strangers
 	}
+	// evResume: IKE_SESSION_RESUME of a stranger with a ticket of ours, judged by
+	// Endpoint.acceptResume.
+	evResume struct {
+		path    Path
+		raw     []byte
+		req     *parsed
+		session *session
+	}
+	// evResumed: this generation lives on in another IKE SA, by its ticket.
+	evResumed struct{ spiI, spiR uint64 }
 	// evTimer: the deadline that the SA named has come.
 	evTimer struct{ at time.Time }
 	// evSigned: the answer to actSign.
@@ -68,6 +78,8 @@ type (
 func (evDatagram) isEvent()       {}
 func (evFresh) isEvent()          {}
 func (evTimer) isEvent()          {}
+func (evResume) isEvent()         {}
+func (evResumed) isEvent()        {}
 func (evSigned) isEvent()         {}
 func (evVerdict) isEvent()        {}
 func (evPeers) isEvent()          {}
@@ -128,6 +140,10 @@ type (
 	}
 	// actReplaced: end the IKE SA in whose place this one was made.
 	actReplaced struct{ old SAID }
+	// actResumed: the IKE SA with these SPIs, ours first, is forgotten where it still stands.
+	actResumed struct{ ours, spiI, spiR uint64 }
+	// actSaveChains: keep the peer's certificates for a ticket.
+	actSaveChains struct{ proofs []proof }
 	// actClosed: the IKE SA has ended; nothing comes after it.
 	actClosed struct{}
 )
@@ -143,3 +159,5 @@ func (actAgain) isAction()       {}
 func (actReauth) isAction()      {}
 func (actReplaced) isAction()    {}
 func (actClosed) isAction()      {}
+func (actResumed) isAction()     {}
+func (actSaveChains) isAction()  {}

@@ -111,3 +111,29 @@ func (ep *Endpoint) SpoilIntAuth() {
 		}
 	}
 }
+
+// Lose has an endpoint find all its peers dead.
+func (ep *Endpoint) Lose() {
+	for _, b := range ep.allBoxes() {
+		b.post(evKill{Reason{Code: ReasonPeerDead, Text: "test"}})
+	}
+}
+
+// OpenTicket reads a ticket as its maker does.
+func OpenTicket(ticket []byte, secrets ...[]byte) error {
+	keys, err := newTicketKeys(secrets)
+	if err != nil {
+		return err
+	}
+	_, err = keys.open(ticket)
+	return err
+}
+
+// DecodeSession reads what is sealed in a ticket, and returns how it would be written.
+func DecodeSession(b []byte) ([]byte, error) {
+	s, err := decodeSession(b)
+	if err != nil {
+		return nil, err
+	}
+	return s.encode(), nil
+}

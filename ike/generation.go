@@ -135,7 +135,11 @@ func (g *generation) onTimer() {
 		return
 	}
 	cfg := g.sa.peer.retransmit()
-	if r.tries >= cfg.Tries {
+	tries := cfg.Tries
+	if r.exchange == exchangeResume {
+		tries = min(tries, resumeTries)
+	}
+	if r.tries >= tries {
 		g.sa.unanswered(g)
 		return
 	}
@@ -301,6 +305,8 @@ func (sa *SA) fail(err error) {
 // unanswered: the request of g was repeated often enough.
 func (sa *SA) unanswered(g *generation) {
 	switch {
+	case sa.state == StateInit && g.req.exchange == exchangeResume:
+		sa.resumeFailed(ErrPeerDead)
 	case sa.state == StateInit:
 		sa.nextGateway(ErrPeerDead)
 	case sa.state == StateDeleting:

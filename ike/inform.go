@@ -144,6 +144,9 @@ func (sa *SA) onInformational(g *generation, in *parsed) {
 	g.takeCrashToken(in)
 	sa.takeAuthLifetime(in)
 	out := newOutgoing()
+	if in.has(message.NotifyTicketRequest) {
+		sa.giveTicket(out, g)
+	}
 	var answer []uint32
 	for _, d := range in.deletes {
 		switch d.Protocol {

@@ -49,6 +49,7 @@ type handshake struct {
 	wantOCSP          bool // the peer asked for OCSP responses (RFC 4806)
 	initialContact    bool // responder: the peer sent INITIAL_CONTACT
 	inter             intermediate
+	session           *session // that is being resumed (RFC 5723)
 	ppk               ppkState
 
 	authState
@@ -60,6 +61,7 @@ func (h *handshake) wipe() {
 	}
 	h.inter.wipe()
 	h.ppk.wipe()
+	h.session.wipe()
 }
 
 // newInitiator makes the IKE SA that evInitiate starts.
@@ -78,7 +80,7 @@ func (sa *SA) onInitiate(name string) {
 		if sa.target.Remote.IsValid() {
 			sa.handshake.gateway = -1
 		}
-		sa.startInit()
+		sa.startResume()
 	case sa.est == nil:
 		if !slices.Contains(sa.wanted, name) {
 			sa.wanted = append(sa.wanted, name)
@@ -88,8 +90,8 @@ func (sa *SA) onInitiate(name string) {
 	}
 }
 
-// startInit sends the first IKE_SA_INIT request to the current gateway.
-func (sa *SA) startInit() {
+// aim sets the path to the current gateway.
+func (sa *SA) aim() {
 	h := sa.handshake
 	var remote netip.AddrPort
 	if h.gateway < 0 {
@@ -118,15 +120,28 @@ func (sa *SA) startInit() {
 		// Another port than 500 is a NAT traversal port: the non-ESP marker is used there.
 		sa.path.Local, sa.path.Encap = netip.AddrPortFrom(local, portNATT), true
 	}
+}
+
+// begin makes the generation, without keys yet, of the next attempt, and its nonce.
+func (sa *SA) begin() error {
+	h := sa.handshake
 	h.cookie, h.restarts = nil, 0
 	spi, err := sa.host.newIKESPI()
 	if err != nil {
-		sa.fail(err)
-		return
+		return err
 	}
 	g := &generation{sa: sa, initiator: true, spiI: spi, created: sa.now}
 	sa.gens, sa.cur = []*generation{g}, g
-	if h.ni, err = sa.newNonce(); err != nil {
+	h.ni, err = sa.newNonce()
+	return err
+}
+
+// startInit sends the first IKE_SA_INIT request to the current gateway.
+func (sa *SA) startInit() {
+	h := sa.handshake
+	sa.aim()
+	err := sa.begin()
+	if err != nil {
 		sa.fail(err)
 		return
 	}
@@ -267,11 +282,20 @@ func (sa *SA) onInitDatagram(ev evDatagram) {
 		ev.head.spiI != g.spiI || ev.head.id != 0 || ev.head.fromInitiator {
 		return
 	}
+	if ev.head.exchange != g.req.exchange {
+		return
+	}
 	m, err := message.Parse(ev.msg)
 	if err != nil || m.CheckOuter() != nil {
 		return // anybody can have sent it: wait for a better one
 	}
 	in, err := sort(m.Payloads)
+	if err == nil && g.req.exchange == exchangeResume {
+		if message.FormResumeResponse.Check(m.Payloads) == nil {
+			sa.onResumeResponse(ev, in)
+		}
+		return
+	}
 	if err != nil || message.FormIKESAInitResponse.Check(m.Payloads) != nil {
 		return
 	}
@@ -346,9 +370,19 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 		sa.fail(err)
 		return
 	}
-	h.nr, h.initResp = in.nonce, ev.msg
 	h.kex.Wipe()
 	h.giveUp = time.Time{}
+	h.inter.methods = chosen.AdditionalKE()
+	sa.takeInitResponse(ev, in)
+	h.takeAnnouncements(in)
+	h.childless = sa.peer.Childless && in.has(message.NotifyChildlessIKEv2Supported)
+	sa.afterInit()
+}
+
+// takeInitResponse keeps what the first answer says beside the keys, and finds the path.
+func (sa *SA) takeInitResponse(ev evDatagram, in *parsed) {
+	h, g := sa.handshake, sa.cur
+	h.nr, h.initResp = in.nonce, ev.msg
 	g.req = nil
 	sa.takeInitNotifies(in)
 	sa.lastSeen = sa.now
@@ -362,10 +396,6 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 	sa.nat = detectNAT(in, g.spiI, g.spiR, sa.path, force)
 	sa.float()
 	sa.state = StateAuth
-	h.inter.methods = chosen.AdditionalKE()
-	h.takeAnnouncements(in)
-	h.childless = sa.peer.Childless && in.has(message.NotifyChildlessIKEv2Supported)
-	sa.afterInit()
 }
 
 // later keeps an error of an unauthenticated answer: the true answer may still come.
@@ -445,7 +475,11 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
 		return
 	}
 	in, err := sort(m.Payloads)
-	if err != nil || message.FormIKESAInitRequest.Check(m.Payloads) != nil {
+	form := message.FormIKESAInitRequest
+	if h.exchange == exchangeResume {
+		form = message.FormResumeRequest
+	}
+	if err != nil || form.Check(m.Payloads) != nil {
 		// A stranger learns nothing about what was wrong, and costs nothing.
 		ep.answerInit(p, h, message.NewNotify(message.NotifyInvalidSyntax))
 		return
@@ -459,6 +493,10 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
 		}
 	}
 	set := ep.peers.Load()
+	if h.exchange == exchangeResume {
+		ep.acceptResume(now, p, h, msg, in, set)
+		return
+	}
 	from := set.from(p)
 	if len(from.roots) == 0 {
 		ep.answerInit(p, h, message.NewNotify(message.NotifyNoProposalChosen))
@@ -509,7 +547,7 @@ func chooseOffer(kinds []*PeerConfig, in *parsed) (chosenOffer, error) {
 // answerInit answers an IKE_SA_INIT request without an IKE SA: the responder's SPI stays zero.
 func (ep *Endpoint) answerInit(p Path, h header, n *message.Notify) {
 	raw, err := message.Encode(message.Header{
-		SPIi: spiBytes(h.spiI), Exchange: message.ExchangeIKESAInit, Flags: message.FlagResponse, MessageID: h.id,
+		SPIi: spiBytes(h.spiI), Exchange: message.ExchangeType(h.exchange), Flags: message.FlagResponse, MessageID: h.id,
 	}, message.Payloads{n})
 	if err == nil {
 		ep.cfg.Send(p, raw)

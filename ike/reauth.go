@@ -50,7 +50,7 @@ func (e *established) planReauth(sa *SA) {
 		}
 	}
 	if d := sa.peer.Reauth; d > 0 {
-		e.reauthBy(sa.now.Add(d - sa.spread(d/10)))
+		e.reauthBy(e.authenticated.Add(d - sa.spread(d/10)))
 	}
 }
 

@@ -295,6 +295,7 @@ func (sa *SA) switchTo(ng *generation) {
 	}
 	old.queue = nil
 	sa.est.rekeyed++
+	sa.renewTicket() // RFC 5723, section 6.2: the old one is void
 	sa.est.rekeyAt = sa.rekeyAt(sa.peer.rekeyIKE(), ng.initiator)
 }
 

@@ -48,6 +48,8 @@ type SA struct {
 	replaces SAID
 	target   Path
 
+	resume *session // to be resumed by us; nil once it was, or cannot be
+
 	queues map[string]*queueGroup
 
 	// Of the running step.
@@ -80,6 +82,10 @@ func (sa *SA) Step(now time.Time, ev event) []action {
 		sa.onDatagram(ev)
 	case evFresh:
 		sa.onFresh(ev)
+	case evResume:
+		sa.onResume(ev)
+	case evResumed:
+		sa.onResumed(ev)
 	case evTimer:
 		sa.onTimer()
 	case evSigned:
@@ -134,7 +140,7 @@ func (sa *SA) ending() bool { return sa.state >= StateDeleting }
 // onDatagram finds the generation of a message and feeds it.
 func (sa *SA) onDatagram(ev evDatagram) {
 	h := ev.head
-	if h.exchange == exchangeSAInit {
+	if h.exchange == exchangeSAInit || h.exchange == exchangeResume {
 		sa.onInitDatagram(ev)
 		return
 	}
@@ -262,6 +268,7 @@ func (sa *SA) close(r Reason) {
 	}
 	was := sa.state
 	sa.state = StateClosed
+	sa.endSession(r)
 	if sa.est != nil {
 		// The newest first: none of them takes another one's place now.
 		for _, c := range slices.Backward(slices.Clone(sa.est.children)) {
@@ -327,6 +334,7 @@ func (sa *SA) info() SAInfo {
 	if sa.est != nil {
 		i.LocalIDs, i.RemoteIDs = sa.est.localIDs, sa.est.remoteIDs
 		i.RemoteCerts, i.Created, i.PPK = sa.est.remoteCerts, sa.est.created, sa.ppk
+		i.Resumed, i.Authenticated = sa.est.resumed, sa.est.authenticated
 	}
 	return i
 }

@@ -230,19 +230,21 @@ type Owner interface {
 
 // SAInfo describes an IKE SA in which every round was proved.
 type SAInfo struct {
-	ID          SAID
-	Peer        string // PeerConfig.Name
-	Initiator   bool   // we initiated it
-	Path        Path
-	Suite       string // such as aes256gcm16-prfsha384-x25519
-	SPIi, SPIr  uint64 // of the newest keys
-	LocalIDs    []Identity
-	RemoteIDs   []Identity // one for each round
-	RemoteCerts [][]byte   // DER of the leaves, one for each round, nil where a PSK was used
-	Created     time.Time  // when the last round was done
-	PPK         string     // ID of the PPK in its keys (RFC 8784); empty: none
-	NATLocal    bool       // we are behind a NAT
-	NATRemote   bool       // the peer is
+	ID            SAID
+	Peer          string // PeerConfig.Name
+	Initiator     bool   // we initiated it
+	Path          Path
+	Suite         string // such as aes256gcm16-prfsha384-x25519
+	SPIi, SPIr    uint64 // of the newest keys
+	LocalIDs      []Identity
+	RemoteIDs     []Identity // one for each round
+	RemoteCerts   [][]byte   // DER of the leaves, one for each round, nil where a PSK was used
+	Created       time.Time  // when the last round was done
+	Resumed       bool       // by a ticket, which stands for all rounds (RFC 5723)
+	Authenticated time.Time  // when all rounds were last proved in full; before Created where Resumed
+	PPK           string     // ID of the PPK in its keys (RFC 8784); empty: none
+	NATLocal      bool       // we are behind a NAT
+	NATRemote     bool       // the peer is
 }
 
 // ChildSA is everything the data path needs to know about a CHILD SA. The byte slices belong to

@@ -19,6 +19,7 @@ const (
 	exchangeInformational = uint8(message.ExchangeInformational)
 	exchangeIntermediate  = uint8(message.ExchangeIKEIntermediate)
 	exchangeFollowupKE    = uint8(message.ExchangeIKEFollowupKE)
+	exchangeResume        = uint8(message.ExchangeIKESessionResume)
 
 	flagInitiator = uint8(message.FlagInitiator)
 	flagResponse  = uint8(message.FlagResponse)

@@ -46,6 +46,8 @@ const (
 	FormChildlessFirstRequest
 	FormChildlessOnlyResponse
 	FormChildlessLastResponse
+	FormResumeRequest  // RFC 5723
+	FormResumeResponse // RFC 5723
 )
 
 // many stands for "any number", which MaxPayloads bounds.
@@ -91,6 +93,7 @@ var (
 	}
 	rekeyIKERules = []rule{{PayloadSA, 1, 1, groupSA}, {PayloadKE, 1, 1, groupSA}, {PayloadNonce, 1, 1, groupSA}}
 	infoRules     = []rule{{PayloadDelete, 0, many, ungrouped}, {PayloadCP, 0, 1, ungrouped}}
+	resumeRules   = []rule{{PayloadNonce, 1, 1, groupSA}}
 	followupRules = []rule{{PayloadKE, 1, 1, groupSA}}
 	// RFC 9242 leaves the content open; whether a KE has to be there is known to the state machine.
 	intermediateRules = []rule{{PayloadKE, 0, 1, ungrouped}, {PayloadCERTREQ, 0, many, ungrouped}}
@@ -174,6 +177,11 @@ var forms = [...]form{
 	FormChildlessLastResponse: {name: "last IKE_AUTH response of several, without a CHILD SA", response: true, rules: []rule{
 		{PayloadIDr, 0, 1, groupAuth}, {PayloadAUTH, 0, 1, groupAuth}, {PayloadCERT, 0, many, ungrouped}, {PayloadCP, 0, 1, ungrouped},
 	}},
+	FormResumeRequest: {name: "IKE_SESSION_RESUME request", rules: resumeRules},
+	FormResumeResponse: {
+		name: "IKE_SESSION_RESUME response", response: true, rules: resumeRules,
+		replaced: []NotifyType{NotifyCookie, NotifyTicketNack},
+	},
 }
 
 func (f Form) valid() bool { return f > 0 && int(f) < len(forms) }
