@@ -37,6 +37,7 @@ func (r *Router) lifecycle(ctx context.Context) {
 		r.refused.refill()
 		if sweep++; sweep%10 == 0 {
 			r.tendPaths(now)
+			r.tendTickets(now)
 			r.dp.flows.sweep(r.dp.now() / int64(time.Second))
 			r.recordRefusals()
 		}

@@ -27,7 +27,8 @@ var _ ike.Owner = owner{}
 // IKEUp records that a peer has proved every round.
 func (o owner) IKEUp(i ike.SAInfo) {
 	o.r.log.Info("peer authenticated", zap.String("connection", i.Peer), zap.Stringer("path", i.Path),
-		zap.String("suite", i.Suite), zap.Strings("remote_ids", idStrings(i.RemoteIDs)), zap.Bool("initiator", i.Initiator))
+		zap.String("suite", i.Suite), zap.Strings("remote_ids", idStrings(i.RemoteIDs)), zap.Bool("initiator", i.Initiator),
+		zap.Bool("resumed", i.Resumed), zap.Time("proved", i.Authenticated))
 	c := o.r.connection(i.Peer)
 	if c == nil {
 		return
@@ -255,6 +256,11 @@ func (o owner) PathChanged(id ike.SAID, p ike.Path) {
 
 // Refused records an attempt that IKE refused.
 func (o owner) Refused(f ike.Refusal) {
+	if f.Code == ike.CodeTicket {
+		// Nobody is refused: all proofs are asked for, and what comes of them is recorded.
+		o.r.log.Info("an IKE SA is not resumed", zap.String("connection", f.Peer), zap.Stringer("remote", f.Remote), zap.String("text", f.Text), zap.Error(f.Err))
+		return
+	}
 	o.r.ikeRefusal(f)
 }
 

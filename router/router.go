@@ -58,6 +58,8 @@ type Router struct {
 	staples       staples
 	staplesWanted chan struct{} // the token's certificates are others
 
+	ticketsTended time.Time // of the lifecycle
+
 	audit    *audit.Log
 	store    policyStore
 	refused  *refusals
@@ -167,8 +169,15 @@ func New(opt Options) (_ *Router, err error) {
 	if err != nil {
 		return nil, err
 	}
+	now := time.Now()
+	tickets, err := ticketSecrets(cfg.Daemon.StateDir, now)
+	if err != nil {
+		return nil, err
+	}
+	r.ticketsTended = now
 	r.ep, err = ike.NewEndpoint(ike.Config{
 		CrashSecret: secret, Verify: r.verifyPeer,
+		TicketSecrets: tickets, Chains: peerCerts{filepath.Join(cfg.Daemon.StateDir, peerCertsDir), r.log},
 		Clock: systemClock{}, Rand: rand.Reader, Owner: owner{r},
 		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound, SourceAddr: localAddrTo,
 		Queues: len(r.dp.queues), CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
