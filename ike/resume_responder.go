@@ -277,7 +277,7 @@ func certQueries(cfg *PeerConfig, proofs []proof, at time.Time) []CertQuery {
 		var cert *x509.Certificate
 		if p.leaf != nil {
 			queries = append(queries, CertQuery{
-				Peer: cfg, Round: i, Auth: &cfg.RemoteAuth[i], ID: p.id, Leaf: p.leaf, Intermediates: p.intermediates,
+				Peer: cfg, Round: i, Auth: &cfg.RemoteAuth[i], ID: p.id, Leaf: p.leaf, Intermediates: p.intermediates, OCSP: p.ocsp,
 				Earlier: earlier[:i:i], At: at,
 			})
 			if i+1 < len(proofs) {
