@@ -418,6 +418,7 @@ func (sa *SA) establish() (*established, error) {
 		return nil, fmt.Errorf("ike: %d rounds needed, the peer proved %d, we proved %d", n, len(h.proofs), len(h.localIDs))
 	}
 	e := &established{created: sa.now, authenticated: sa.now, localIDs: h.localIDs, localLeaves: h.leaves}
+	e.redirectable = h.redirectable
 	if h.session != nil {
 		e.resumed, e.authenticated = true, h.session.authenticated
 	}

@@ -156,6 +156,10 @@ func (sa *SA) roundProved() {
 	in, r := h.resp, h.round
 	follows := in.has(message.NotifyAnotherAuthFollows)
 	last := r == sa.peer.rounds()-1
+	// RFC 5685, section 6: in the first answer and in the last one, and nowhere between.
+	if (r == 0 || last) && !follows && sa.followAuthRedirect(in) {
+		return
+	}
 	switch {
 	case follows && last:
 		sa.abort(refused(CodeTooManyRounds, r, nil, "the peer announces another authentication round after round %d, the last of connection %q", r+1, sa.peer.Name))

@@ -324,7 +324,7 @@ func (sa *SA) answerLast(in *parsed, out *outgoing) {
 	if h.wantsTicket {
 		sa.giveTicket(out, g)
 	}
-	if h.childless {
+	if h.childless || sa.redirectProved(out) {
 		g.respond(in, out)
 		return
 	}

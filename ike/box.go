@@ -124,6 +124,8 @@ func (b *box) perform(a action) {
 		ep.reauthenticate(b, a)
 	case actReplaced:
 		ep.replaced(a, b.id)
+	case actRedirect:
+		ep.redirected(a)
 	case actResumed:
 		ep.mu.Lock()
 		old := ep.spis[a.ours]

@@ -23,6 +23,7 @@ type established struct {
 	created       time.Time
 	authenticated time.Time // when all rounds were last proved in full
 	resumed       bool      // by a ticket
+	redirectable  bool      // the peer initiated it and announced RFC 5685
 	ticketed      bool      // the peer gave us a ticket: another one is asked for when it is used up
 	ticketAt      time.Time // ask for another one then
 

@@ -72,6 +72,14 @@ type Config struct {
 	// kept in memory, and a restarted endpoint takes no tickets for rounds with certificates.
 	Chains ChainStore
 
+	// Redirect says to which gateway an initiator that announces RFC 5685 is to go instead; the zero
+	// Addr: it is served here. It is asked for IKE_SA_INIT (nothing is kept then), and again when all
+	// rounds are proved. It must not block. nil: all are served here.
+	Redirect func(RedirectQuery) netip.Addr
+
+	// RedirectWait is how long a redirected peer has to delete its IKE SA before we do. 0: 30 s.
+	RedirectWait time.Duration
+
 	// VendorIDs are sent in IKE_SA_INIT.
 	VendorIDs [][]byte
 
@@ -134,6 +142,9 @@ func (c *Config) withDefaults() (Config, error) {
 		d.TicketLifetime = defaultTicketLifetime
 	case d.TicketLifetime > maxTicketLifetime:
 		d.TicketLifetime = maxTicketLifetime
+	}
+	if d.RedirectWait <= 0 {
+		d.RedirectWait = defaultRedirectEnd
 	}
 	if d.Chains == nil {
 		d.Chains = &memoryChains{chains: map[[32]byte][][]byte{}}

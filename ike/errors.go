@@ -41,6 +41,7 @@ const (
 	CodeNoConnection     Code = "no-connection"      // no connection is configured for the address
 	CodeSuiteNotAllowed  Code = "suite-not-allowed"  // negotiated suite is not one of the connection that was found
 	CodeUnsupported      Code = "unsupported"        // an unknown critical payload
+	CodeRedirect         Code = "redirect"           // a gateway sends us where we do not go (RFC 5685)
 	CodeTicket           Code = "ticket"             // a ticket (RFC 5723) that is not taken: full proofs follow
 	CodeDuplicatePayload Code = "duplicate-payload"
 	CodePPK              Code = "ppk-missing" // a postquantum preshared key is required and not there

@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"net/netip"
 	"time"
 )
 
@@ -34,6 +35,8 @@ type (
 	}
 	// evResumed: this generation lives on in another IKE SA, by its ticket.
 	evResumed struct{ spiI, spiR uint64 }
+	// evRedirect: send the initiator to another gateway.
+	evRedirect struct{ to netip.Addr }
 	// evTimer: the deadline that the SA named has come.
 	evTimer struct{ at time.Time }
 	// evSigned: the answer to actSign.
@@ -79,6 +82,7 @@ func (evDatagram) isEvent()       {}
 func (evFresh) isEvent()          {}
 func (evTimer) isEvent()          {}
 func (evResume) isEvent()         {}
+func (evRedirect) isEvent()       {}
 func (evResumed) isEvent()        {}
 func (evSigned) isEvent()         {}
 func (evVerdict) isEvent()        {}
@@ -144,6 +148,15 @@ type (
 	actResumed struct{ ours, spiI, spiR uint64 }
 	// actSaveChains: keep the peer's certificates for a ticket.
 	actSaveChains struct{ proofs []proof }
+	// actRedirect: make these CHILD SAs with another gateway, in place of an IKE SA if replaces is
+	// not 0.
+	actRedirect struct {
+		peer      string
+		path      Path
+		children  []string
+		redirects redirects
+		replaces  SAID
+	}
 	// actClosed: the IKE SA has ended; nothing comes after it.
 	actClosed struct{}
 )
@@ -159,5 +172,6 @@ func (actAgain) isAction()       {}
 func (actReauth) isAction()      {}
 func (actReplaced) isAction()    {}
 func (actClosed) isAction()      {}
+func (actRedirect) isAction()    {}
 func (actResumed) isAction()     {}
 func (actSaveChains) isAction()  {}

@@ -147,6 +147,9 @@ func (sa *SA) onInformational(g *generation, in *parsed) {
 	if in.has(message.NotifyTicketRequest) {
 		sa.giveTicket(out, g)
 	}
+	if n := in.notify(message.NotifyRedirect); n != nil {
+		sa.onLiveRedirect(n)
+	}
 	var answer []uint32
 	for _, d := range in.deletes {
 		switch d.Protocol {

@@ -47,6 +47,7 @@ type handshake struct {
 	announces         bool // the peer sent SUPPORTED_AUTH_METHODS, whose content is peerMethods
 	multipleAuth      bool // the peer announced RFC 4739
 	wantOCSP          bool // the peer asked for OCSP responses (RFC 4806)
+	redirectable      bool // responder: the peer announced RFC 5685
 	initialContact    bool // responder: the peer sent INITIAL_CONTACT
 	inter             intermediate
 	session           *session // that is being resumed (RFC 5723)
@@ -103,7 +104,7 @@ func (sa *SA) aim() {
 		remote = netip.AddrPortFrom(remote.Addr(), portIKE)
 	}
 	local := sa.peer.Local
-	if h.gateway < 0 && !sa.target.Local.Addr().IsUnspecified() {
+	if a := sa.target.Local.Addr(); h.gateway < 0 && a.IsValid() && !a.IsUnspecified() {
 		local = sa.target.Local.Addr()
 	}
 	if !local.IsValid() && sa.cfg.SourceAddr != nil {
@@ -175,6 +176,7 @@ func (sa *SA) tryInit(group uint16) {
 	sa.addInitNotifies(out, g.spiI, 0, sa.path, sa.peer.ForceEncap)
 	out.notify(notifyIntermediate, nil)
 	sa.announcePPK(out)
+	sa.announceRedirect(out)
 	for _, v := range sa.cfg.VendorIDs {
 		out.add(&message.VendorID{Data: v})
 	}
@@ -314,6 +316,10 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 			h.cookie = bytes.Clone(n.Data)
 			sa.tryInit(h.kex.ID())
 		}
+		return
+	}
+	if n := in.notify(message.NotifyRedirect); n != nil && sa.peer.redirectable() {
+		sa.onInitRedirect(n)
 		return
 	}
 	if n := in.errorNotify(); n != nil {
@@ -498,6 +504,9 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
 		return
 	}
 	from := set.from(p)
+	if len(from.roots) > 0 && ep.redirectFresh(p, h, in) {
+		return
+	}
 	if len(from.roots) == 0 {
 		ep.answerInit(p, h, message.NewNotify(message.NotifyNoProposalChosen))
 		ep.refuseStranger(p, CodeNoConnection, fmt.Sprintf("no connection is configured for %v", p))
@@ -651,6 +660,7 @@ func (sa *SA) onFresh(ev evFresh) {
 	h.ni, h.nr, h.initReq = ev.req.nonce, nr, ev.raw
 	force := ev.from.force
 	sa.takeInitNotifies(ev.req)
+	sa.redirects.from, h.redirectable = takesRedirect(ev.req)
 	sa.nat = detectNAT(ev.req, g.spiI, 0, sa.path, force)
 
 	out := newOutgoing().offers(g.chosen.Answer(nil)).ke(g.chosen.KE, public).nonce(nr)

@@ -94,6 +94,8 @@ func (p *PeerConfig) validate(own leaves) error {
 		return fail("expected the same number of authentication rounds for both ends, at least one, got %d local and %d remote", len(p.LocalAuth), len(p.RemoteAuth))
 	case len(p.LocalAuth) > 8:
 		return fail("%d authentication rounds, at most 8", len(p.LocalAuth))
+	case slices.ContainsFunc(p.RedirectTo, func(n netip.Prefix) bool { return !n.IsValid() }):
+		return fail("RedirectTo holds no network")
 	case len(p.Children) == 0:
 		return fail("no CHILD SA")
 	}

@@ -86,7 +86,7 @@ func (sa *SA) startResume() {
 		sa.startInit()
 		return
 	}
-	known := slices.ContainsFunc(sa.peer.Remote, func(a netip.AddrPort) bool { return a.Addr() == s.path.Remote.Addr() })
+	known := sa.peer.mayGoTo(s.path.Remote.Addr())
 	_, err := s.fits(sa.peer, sa.now)
 	if err == nil && !known {
 		err = badTicket("%v is no gateway of connection %q any more", s.path.Remote.Addr(), sa.peer.Name)
@@ -119,6 +119,9 @@ func (sa *SA) presentTicket() {
 	}
 	s := h.session
 	h.gateway = slices.IndexFunc(sa.peer.Remote, func(a netip.AddrPort) bool { return a.Addr() == s.path.Remote.Addr() })
+	if h.gateway < 0 {
+		sa.target = sa.redirectPath(s.path.Remote.Addr()) // where it had been redirected to
+	}
 	sa.aim()
 	if err := sa.begin(); err != nil {
 		sa.fail(err)
@@ -164,12 +167,9 @@ func (sa *SA) resumeFailed(err error) {
 		g.wipe()
 		sa.gens, sa.cur = nil, nil
 	}
-	*h = handshake{authState: newAuthState(), gateway: h.gateway}
+	*h = handshake{authState: newAuthState()}
 	h.candidates = alone(sa.peer)
 	h.gateway = 0
-	if sa.target.Remote.IsValid() {
-		h.gateway = -1
-	}
 	sa.state, sa.nat, sa.fragment, sa.ppk = StateInit, natState{}, false, ""
 	sa.startInit()
 }

@@ -48,6 +48,8 @@ type SA struct {
 	replaces SAID
 	target   Path
 
+	redirects redirects
+
 	resume *session // to be resumed by us; nil once it was, or cannot be
 
 	queues map[string]*queueGroup
@@ -84,6 +86,10 @@ func (sa *SA) Step(now time.Time, ev event) []action {
 		sa.onFresh(ev)
 	case evResume:
 		sa.onResume(ev)
+	case evRedirect:
+		if sa.state == StateEstablished {
+			sa.cur.enqueue(&redirectTask{ev.to})
+		}
 	case evResumed:
 		sa.onResumed(ev)
 	case evTimer:

@@ -74,6 +74,11 @@ type PeerConfig struct {
 	// An initiator behind a NAT may come from elsewhere: identities decide, not addresses.
 	Remote []netip.AddrPort
 
+	// RedirectTo are the networks of gateways, beside Remote, to which a gateway of Remote may
+	// redirect us (RFC 5685). Whoever serves the connection there has to prove the same
+	// identities. A redirect to anywhere else is refused.
+	RedirectTo []netip.Prefix
+
 	Proposals []suite.Proposal // IKE, strongest first
 
 	// LocalAuth and RemoteAuth are the authentication rounds in order (device, then service, or
@@ -303,6 +308,7 @@ const (
 	ReasonShutdown        = "shutdown"        // Close
 	ReasonProtocol        = "protocol-error"  // the peer broke the protocol
 	ReasonExpired         = "expired"         // the keys are too old and could not be replaced
+	ReasonRedirected      = "redirected"      // to another gateway (RFC 5685)
 	ReasonRedundant       = "redundant"       // lost a rekey collision
 )
 

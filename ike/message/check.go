@@ -139,7 +139,7 @@ var forms = [...]form{
 		{PayloadSA, 1, 1, groupSA},
 		{PayloadTSi, 1, 1, groupSA},
 		{PayloadTSr, 1, 1, groupSA},
-	}},
+	}, replaced: []NotifyType{NotifyRedirect}},
 	FormIKEAuthLastResponse: {name: "last IKE_AUTH response of several", response: true, rules: []rule{
 		{PayloadIDr, 0, 1, groupAuth},
 		{PayloadAUTH, 0, 1, groupAuth},
@@ -148,7 +148,7 @@ var forms = [...]form{
 		{PayloadSA, 1, 1, groupSA},
 		{PayloadTSi, 1, 1, groupSA},
 		{PayloadTSr, 1, 1, groupSA},
-	}},
+	}, replaced: []NotifyType{NotifyRedirect}},
 	FormNewChildRequest:    {name: "CREATE_CHILD_SA request for a new CHILD SA", rules: childRules},
 	FormNewChildResponse:   {name: "CREATE_CHILD_SA response for a new CHILD SA", response: true, rules: childRules},
 	FormRekeyChildRequest:  {name: "CREATE_CHILD_SA request to rekey a CHILD SA", rekeySA: true, rules: childRules},
@@ -201,7 +201,7 @@ func (f Form) String() string {
 //
 //   - A request holds every mandatory payload, and each payload at most as often as allowed.
 //   - So does a response without an error notify (and without COOKIE or REDIRECT in
-//     IKE_SA_INIT).
+//     IKE_SA_INIT, REDIRECT in the only or last IKE_AUTH response).
 //   - With such a notify, a response may lack the payloads of the authentication, or those of
 //     the SA, or both, but never a part of either. The caller must therefore look at
 //     Payloads.ErrorNotify, and at Auth() and SA() for nil: a failed CHILD SA leaves a valid
