@@ -162,7 +162,11 @@ func (d *datapath) judge(b []byte, p *packet, dir direction, via *connection, rs
 		return verdict{flow: f}
 	}
 	h := d.flows.hash(&k)
-	if f := d.flows.lookup(&k, h); f != nil && f.gen == rs.gen && (dir == outbound || f.conn == via) {
+	f := d.flows.lookup(&k, h)
+	if f != nil && f.gen != rs.gen {
+		f = d.renew(f, p, h, dir, rs)
+	}
+	if f != nil && (dir == outbound || f.conn == via) {
 		f.touch(sec)
 		cache.put(f)
 		d.noteState(b, p, f, dir, sec)
@@ -197,12 +201,46 @@ func (d *datapath) judge(b []byte, p *packet, dir direction, via *connection, rs
 		// allowed only as the answer in a flow that the other side opened, and there is none
 		return verdict{drop: dropNoState, conn: conn}
 	}
-	f := &flow{key: k, conn: conn, gen: rs.gen, opener: dir, rule: dec.Rule}
+	f = &flow{key: k, conn: conn, gen: rs.gen, opener: dir, rule: dec.Rule}
 	f.lastSeen.Store(sec)
 	f = d.flows.insert(f, h)
 	cache.put(f)
 	d.noteState(b, p, f, dir, sec)
 	return verdict{flow: f}
+}
+
+// renew takes a flow that an earlier policy allowed into the one in force, where p is an answer in it:
+// the answer is as good as what it answers, which may not come again for a long time. nil: the flow
+// is not allowed any more, not by the same connection, or p is from its opener and is judged by itself.
+func (d *datapath) renew(f *flow, p *packet, h uint64, dir direction, rs *ruleset) *flow {
+	if rs.table == nil || dir == f.opener || f.dead.Load() {
+		return nil
+	}
+	var dec policy.Decision
+	if f.opener == outbound {
+		dec = rs.table.Outbound(openingFlow(p))
+	} else {
+		idx, ok := rs.index[f.conn]
+		if !ok {
+			return nil
+		}
+		dec = rs.table.Inbound(idx, openingFlow(p))
+	}
+	if !dec.Allow || rs.conns[dec.Conn] != f.conn {
+		return nil
+	}
+	next := &flow{key: f.key, conn: f.conn, gen: rs.gen, opener: f.opener, rule: dec.Rule}
+	next.lastSeen.Store(f.lastSeen.Load())
+	next.closing.Store(f.closing.Load())
+	return d.flows.insert(next, h)
+}
+
+// openingFlow is the flow that p is an answer in, as its opener's packets have it.
+func openingFlow(p *packet) policy.Flow {
+	if p.icmpReply {
+		return policy.OpeningFlow(p.dst, p.src, p.proto, 0) // the request, whose type is another
+	}
+	return policy.Flow{Src: p.dst, Dst: p.src, Proto: p.proto, SrcPort: p.dstPort, DstPort: p.srcPort, NoPorts: p.noPorts}
 }
 
 // judgeError lets an ICMP error through when it is about a packet of a flow that is known: the

@@ -470,6 +470,52 @@ func TestPolicySwap(t *testing.T) {
 	}
 }
 
+// A policy is swapped between a question and its answer, at the side that was asked or at the one that
+// asks: the answer passes when the question still would, and not otherwise.
+func TestPolicySwapBeforeTheAnswer(t *testing.T) {
+	dns := [2][]byte{udp4(t, "10.2.1.9", "10.1.2.10", 4000, 53, 20), udp4(t, "10.1.2.10", "10.2.1.9", 53, 4000, 20)}
+	ping := [2][]byte{echo4(t, "10.2.1.9", "10.1.2.10", 7, false), echo4(t, "10.1.2.10", "10.2.1.9", 7, true)}
+	for _, c := range []struct {
+		name     string
+		packets  [2][]byte
+		atA, atB []policy.FlowRule // what is allowed after the swap
+		sent     bool              // A puts the answer into the tunnel
+		answered bool
+	}{
+		{"the same at the one that was asked", dns, flowsAtA, nil, true, true},
+		{"the same at the one that asks", dns, nil, flowsAtB, true, true},
+		{"less at the one that was asked", dns, flowsAtA[:1], nil, false, false},
+		{"less at the one that asks", dns, nil, flowsAtB[:1], true, false},
+		{"ping, the same on both sides", ping, flowsAtA, flowsAtB, true, true},
+		{"ping, less at the one that was asked", ping, flowsAtA[:2], flowsAtB, false, false},
+		{"ping, less at the one that asks", ping, flowsAtA, flowsAtB[:2], true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a, b := pairOfSides(t)
+			join(t, a, b, 0)
+			b.lan(c.packets[0])
+			a.wire()
+			if a.delivered() == nil {
+				t.Fatal("the question was not delivered")
+			}
+			swap := func(s *side, local, remote string, flows []policy.FlowRule) {
+				if old := s.rules.Load(); flows != nil {
+					s.rules.Store(&ruleset{gen: old.gen + 1, table: policyFor(t, local, remote, flows), conns: old.conns, index: old.index})
+				}
+			}
+			swap(a, "10.1.2.0/24", "10.2.1.0/24", c.atA)
+			swap(b, "10.2.1.0/24", "10.1.2.0/24", c.atB)
+			a.lan(c.packets[1])
+			if c.sent {
+				b.wire()
+			}
+			if got := b.delivered() != nil; got != c.answered {
+				t.Errorf("answered: %v, want %v; refused at A: %q, at B: %q", got, c.answered, a.lastRefusal(), b.lastRefusal())
+			}
+		})
+	}
+}
+
 func TestICMPErrors(t *testing.T) {
 	a, b := pairOfSides(t)
 	join(t, a, b, 0)
