@@ -181,10 +181,8 @@ func (a *authorities) one(s *registry.Service, was *authority, now time.Time) (*
 			return nil, err
 		}
 	}
-	cfg := issue.Config{
-		Name: s.Name, Domain: s.Domain, Life: time.Duration(a.cfg.Services.Life), CRLLife: 2 * time.Duration(a.cfg.Policy.Life),
-		Rand: a.rand, Recorder: a.recorder,
-	}
+	cfg := a.cfg.Services.certificates()
+	cfg.Name, cfg.Domain, cfg.CRLLife, cfg.Rand, cfg.Recorder = s.Name, s.Domain, 2*time.Duration(a.cfg.Policy.Life), a.rand, a.recorder
 	if u := strings.TrimSuffix(a.cfg.Server.StatusURL, "/"); u != "" {
 		cfg.CRLURL, cfg.OCSPURL = u+"/crl/"+s.Name+"/{ca}.crl", u+"/ocsp"
 	}

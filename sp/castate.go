@@ -86,7 +86,9 @@ func (c *Centre) CAs(r *registry.Registry, name string) ([]CAState, error) {
 		out = append(out, state)
 	}
 	if len(usable) > 0 {
-		svc, err := issue.NewService(issue.Config{Name: s.Name, Domain: s.Domain, Life: time.Duration(c.cfg.Services.Life), Rand: c.rand, Recorder: c.auth.recorder}, m.now, usable...)
+		cfg := c.cfg.Services.certificates()
+		cfg.Name, cfg.Domain, cfg.Rand, cfg.Recorder = s.Name, s.Domain, c.rand, c.auth.recorder
+		svc, err := issue.NewService(cfg, m.now, usable...)
 		if err != nil {
 			return nil, err
 		}

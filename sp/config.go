@@ -18,6 +18,17 @@ import (
 // DefaultConfig is where the centre looks for its configuration.
 const DefaultConfig = "/etc/wardgate-sp/wardgate-sp.toml"
 
+// minLife is the shortest life of service certificates. Anything below issue.MinLife is for laboratories:
+// it leaves little room for clocks that differ and for a centre that is away.
+const minLife = 10 * time.Second
+
+// certificates returns what package issue is told about lives. notBefore lies 5 minutes before the time of
+// issue, and less where that would be much of a short life.
+func (s *Services) certificates() issue.Config {
+	life := time.Duration(s.Life)
+	return issue.Config{Life: life, MinLife: min(life, issue.MinLife), Backdate: min(life/12, issue.DefaultBackdate)}
+}
+
 // maxConfig bounds the configuration file, in octets.
 const maxConfig = 1 << 20
 
@@ -207,7 +218,7 @@ func (c *Config) check(name string) error {
 	}{
 		{"database.poll", c.Database.Poll, 10 * time.Millisecond, time.Minute},
 		{"database.keep", c.Database.Keep, 0, 100 * 365 * 24 * time.Hour},
-		{"services.life", c.Services.Life, issue.MinLife, issue.MaxLife},
+		{"services.life", c.Services.Life, minLife, issue.MaxLife},
 		{"services.overlap", c.Services.Overlap, 0, issue.MaxLife},
 		{"services.publish_before", c.Services.PublishBefore, 0, issue.MaxLife},
 		{"policy.life", c.Policy.Life, time.Hour, 90 * 24 * time.Hour},
