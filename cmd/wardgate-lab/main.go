@@ -37,7 +37,7 @@ func run() int {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(demoCommand(), benchJSONCommand(), benchNetCommand(), benchReportCommand(), benchSPCommand(), labCACommand())
+	root.AddCommand(demoCommand(), benchJSONCommand(), benchNetCommand(), benchReportCommand(), benchSPCommand(), benchIKECommand(), ikeResponderCommand(), labCACommand())
 	err := root.ExecuteContext(ctx)
 	switch {
 	case err == nil:

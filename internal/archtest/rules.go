@@ -42,6 +42,7 @@ var arrows = []arrow{
 	{"router/centre", []string{"internal/certs"}, "the SP's centre as the device sees it: token, policy and clock are interfaces that it declares"},
 	{"router", []string{"tun/...", "esp", "ike", "ike/suite", "pkichip", "audit", "policy", "router/...", "internal/certs"}, "router is the one place where the rooms meet; it parses no wire format, so not ike/message"},
 	{"internal/lab", []string{"internal/...", "policy", "sp/registry", "pkichip", "audit", "router/control", "ike", "ike/suite", "esp"}, "the laboratory drives the product from outside, through its binaries, files and control API; sp/registry writes the files of the centre; ike and esp are for its attackers, who speak the protocols themselves"},
+	{"internal/ikeload", []string{"ike", "ike/suite", "esp", "pkichip", "internal/labca"}, "load on an IKE responder, and one to set beside others: package ike over sockets, with keys in software or on a token"},
 	{"internal/sploadgen", []string{"internal/labca", "internal/certs", "policy", "sp/registry"}, "the load on the centre comes from outside: network, command line and files; of the centre it knows the registry's model alone"},
 	{"sp/registry", []string{"internal/certs", "policy"}, "the model of members and contracts: of policy it takes the words and types, and it does no I/O but reading a folder that it is given"},
 	{"sp/registry/registrytest", []string{"sp/registry", "policy", "internal/certs", "internal/labca"}, "registries for tests"},

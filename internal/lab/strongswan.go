@@ -30,12 +30,13 @@ const strongswanConf = `charon-systemd {
     retransmit_timeout = 1.0
     retransmit_tries = 4
     fragment_size = 1280
+    %[5]s
     filelog {
         main {
             path = %[1]s/charon.log
             time_format = %%H:%%M:%%S
             time_add_ms = yes
-            default = 1
+            default = %[6]d
             ike_name = yes
             flush_line = yes
         }
@@ -68,11 +69,20 @@ type StrongSwanToken struct {
 
 // StartStrongSwan starts charon in a namespace. name is the folder of its state.
 func (l *Lab) StartStrongSwan(ctx context.Context, n *Netns, name string, token *StrongSwanToken) (*StrongSwan, error) {
-	return l.startCharon(ctx, n, name, "", token)
+	return l.startCharon(ctx, n, name, "", "", 1, token)
 }
 
-// startCharon starts charon with plugins that come before all others.
-func (l *Lab) startCharon(ctx context.Context, n *Netns, name, first string, token *StrongSwanToken) (*StrongSwan, error) {
+// StartLoadedStrongSwan starts charon for a load test: it logs next to nothing, and has settings of
+// its own besides (lines of the section charon-systemd).
+func (l *Lab) StartLoadedStrongSwan(ctx context.Context, n *Netns, name, settings string, token *StrongSwanToken) (*StrongSwan, error) {
+	return l.startCharon(ctx, n, name, "", settings, 0, token)
+}
+
+// Process is the daemon's.
+func (s *StrongSwan) Process() *Process { return s.p }
+
+// startCharon starts charon with plugins that come before all others, more settings, and a log level.
+func (l *Lab) startCharon(ctx context.Context, n *Netns, name, first, settings string, level int, token *StrongSwanToken) (*StrongSwan, error) {
 	s := &StrongSwan{Dir: l.Path(name), lab: l}
 	s.conf = filepath.Join(s.Dir, "swanctl.conf")
 	for _, d := range []string{"x509", "x509ca", "x509ocsp", "x509aa", "x509ac", "x509crl", "pubkey", "private", "rsa", "ecdsa", "bliss", "pkcs8", "pkcs12"} {
@@ -91,7 +101,7 @@ func (l *Lab) startCharon(ctx context.Context, n *Netns, name, first string, tok
 		section = "pkcs11 { modules { softhsm { path = " + module + " } } }"
 		env = append(env, token.Env...)
 	}
-	if err := os.WriteFile(filepath.Join(s.Dir, "strongswan.conf"), fmt.Appendf(nil, strongswanConf, s.Dir, plugin, section, first), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(s.Dir, "strongswan.conf"), fmt.Appendf(nil, strongswanConf, s.Dir, plugin, section, first, settings, level), 0o600); err != nil {
 		return nil, err
 	}
 	p, err := l.Start(n, "charon-"+name, env, charonPath)

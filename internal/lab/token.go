@@ -113,6 +113,11 @@ func (f *Facility) certify(ctx context.Context, c *pkichip.Chip, p *Provider, la
 	})
 }
 
+// TokenAccess is what another program needs to use the facility's token.
+func (f *Facility) TokenAccess() (module, label, pinFile string) {
+	return softHSM, f.tokenLabel(), f.pinFile()
+}
+
 // tokenHandles returns the CKA_IDs, in hex, of the device key and of a service's key.
 func (f *Facility) tokenHandles(service string) ([2]string, error) {
 	h := [2]string{f.handles[""], f.handles[service]}
