@@ -29,11 +29,12 @@ var (
 )
 
 var (
-	oidEKUAny           = asn1.ObjectIdentifier{2, 5, 29, 37, 0}
-	oidExtEKU           = asn1.ObjectIdentifier{2, 5, 29, 37}
-	oidExtSAN           = asn1.ObjectIdentifier{2, 5, 29, 17}
-	oidExtKeyUsage      = asn1.ObjectIdentifier{2, 5, 29, 15}
-	oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
+	oidEKUAny             = asn1.ObjectIdentifier{2, 5, 29, 37, 0}
+	oidExtEKU             = asn1.ObjectIdentifier{2, 5, 29, 37}
+	oidExtSAN             = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidExtKeyUsage        = asn1.ObjectIdentifier{2, 5, 29, 15}
+	oidExtNameConstraints = asn1.ObjectIdentifier{2, 5, 29, 30}
+	oidExtensionRequest   = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
 
 	oidSHA256 = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1}
 	oidSHA384 = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 2}

@@ -6,6 +6,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -132,8 +133,10 @@ func (s *search) note(err error) {
 
 func (s *search) extend(path []*x509.Certificate) {
 	last := path[len(path)-1]
+	// Where there is no choice, the signature is checked with the whole path, once; see checkPath.
+	only := s.issuers(path) == 1
 	for _, a := range s.anchors {
-		if len(s.paths) < maxPaths && s.issued(a, last) {
+		if len(s.paths) < maxPaths && s.issued(a, last, only) {
 			s.paths = append(s.paths, append(path[:len(path):len(path)], a))
 		}
 	}
@@ -148,10 +151,26 @@ func (s *search) extend(path []*x509.Certificate) {
 			s.note(&Error{Class: TooLarge, Subject: SubjectOf(path[0]), Expected: fmt.Sprintf("a chain of at most %d certificates", MaxChain), Got: "a longer one", Do: "have the certificate issued closer to the anchor"})
 			continue
 		}
-		if s.issued(c, last) {
+		if s.issued(c, last, only) {
 			s.extend(append(path[:len(path):len(path)], c))
 		}
 	}
+}
+
+// issuers counts the certificates by whose names the last one of a path may have been issued.
+func (s *search) issuers(path []*x509.Certificate) (n int) {
+	last := path[len(path)-1]
+	for _, a := range s.anchors {
+		if mayIssue(a, last) && !a.Equal(last) {
+			n++
+		}
+	}
+	for _, c := range s.pool {
+		if mayIssue(c, last) && !onPath(path, c) {
+			n++
+		}
+	}
+	return n
 }
 
 func onPath(path []*x509.Certificate, c *x509.Certificate) bool {
@@ -171,7 +190,8 @@ func mayIssue(parent, child *x509.Certificate) bool {
 	return len(child.AuthorityKeyId) == 0 || len(parent.SubjectKeyId) == 0 || bytes.Equal(child.AuthorityKeyId, parent.SubjectKeyId)
 }
 
-func (s *search) issued(parent, child *x509.Certificate) bool {
+// issued tells whether parent issued child. With later, everything but the signature is looked at.
+func (s *search) issued(parent, child *x509.Certificate, later bool) bool {
 	if !mayIssue(parent, child) || parent.Equal(child) {
 		return false
 	}
@@ -189,11 +209,23 @@ func (s *search) issued(parent, child *x509.Certificate) bool {
 		return false
 	}
 	s.budget--
-	if err := parent.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature); err != nil {
-		s.note(&Error{Class: UnknownCA, Subject: SubjectOf(child), Expected: "a signature by " + SubjectOf(parent), Got: "one that does not verify with that CA's key", Do: "the certificate was altered, or another CA has the same name: have it issued again by the right CA", Err: err})
+	if later {
+		return true
+	}
+	if err := checkIssued(parent, child); err != nil {
+		s.note(err)
 		return false
 	}
 	return true
+}
+
+// checkIssued checks the signature of child.
+func checkIssued(parent, child *x509.Certificate) error {
+	err := parent.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature)
+	if err == nil {
+		return nil
+	}
+	return &Error{Class: UnknownCA, Subject: SubjectOf(child), Expected: "a signature by " + SubjectOf(parent), Got: "one that does not verify with that CA's key", Do: "the certificate was altered, or another CA has the same name: have it issued again by the right CA", Err: err}
 }
 
 // failure says why no path was found.
@@ -224,8 +256,18 @@ func (s *search) failure(leaf *x509.Certificate, anchors []*x509.Certificate) er
 	}
 }
 
-// checkPath judges a path whose signatures hold: leaf first, anchor last.
+// checkPath judges a path, leaf first, anchor last. Only what crypto/x509 accepts, which checks every
+// signature on it, ever gets to the end; where it does not, the signatures are looked at first, since
+// nothing else means anything without them.
 func checkPath(path []*x509.Certificate, opt *Options) (*Verified, error) {
+	library := checkByLibrary(path, opt.At)
+	if library != nil {
+		for i, c := range path[:len(path)-1] {
+			if err := checkIssued(path[i+1], c); err != nil {
+				return nil, err
+			}
+		}
+	}
 	leaf := path[0]
 	until := leaf.NotAfter
 	for i, c := range path {
@@ -236,8 +278,8 @@ func checkPath(path []*x509.Certificate, opt *Options) (*Verified, error) {
 			until = c.NotAfter
 		}
 	}
-	if err := checkByLibrary(path, opt.At); err != nil {
-		return nil, at(err, leaf)
+	if library != nil {
+		return nil, at(library, leaf)
 	}
 	for i, c := range path[:len(path)-1] {
 		good, next, err := revokedByOCSP(c, path[i+1], opt.OCSP, opt.At)
@@ -395,9 +437,54 @@ func checkCritical(c *x509.Certificate) error {
 	return nil
 }
 
-// checkByLibrary has crypto/x509 judge the same path once more: it adds the name constraints, and
-// two opinions on the rest.
+// checkByLibrary has crypto/x509 judge the path: it checks the signatures, adds the name constraints,
+// and is a second opinion on the rest.
+//
+// What it accepted is remembered. Its verdict follows from the certificates and from the time alone,
+// and checkPath compares the time with each of them itself. Of a new leaf under a CA that is known,
+// only the leaf is new: when no certificate above the CA has name constraints, which would have to be
+// set against the leaf, the leaf is judged with the CA as its root, and the CA's own path is remembered.
 func checkByLibrary(path []*x509.Certificate, when time.Time) error {
+	if slices.ContainsFunc(path, func(c *x509.Certificate) bool { return len(c.Raw) == 0 }) {
+		return libraryError(askLibrary(path, when)) // not parsed: nothing names it
+	}
+	key := pathKey(path)
+	if acceptedPaths.has(key) {
+		return nil
+	}
+	var err error
+	if len(path) > 2 && !slices.ContainsFunc(path[2:], constrainsNames) && askLibraryOnce(path[1:], when) {
+		err = askLibrary(path[:2], when)
+	} else {
+		err = askLibrary(path, when)
+	}
+	if err == nil {
+		acceptedPaths.add(key)
+		return nil
+	}
+	return libraryError(err)
+}
+
+// askLibraryOnce tells whether crypto/x509 accepts a path, now or before.
+func askLibraryOnce(path []*x509.Certificate, when time.Time) bool {
+	key := pathKey(path)
+	if acceptedPaths.has(key) {
+		return true
+	}
+	if askLibrary(path, when) != nil {
+		return false
+	}
+	acceptedPaths.add(key)
+	return true
+}
+
+// constrainsNames tells whether a certificate has name constraints (RFC 5280, section 4.2.1.10).
+func constrainsNames(c *x509.Certificate) bool { return hasExtension(c, oidExtNameConstraints) }
+
+// errOtherPath is a path that crypto/x509 does not take although it finds another one.
+var errOtherPath = errors.New("crypto/x509 finds another path through these certificates")
+
+func askLibrary(path []*x509.Certificate, when time.Time) error {
 	leaf, anchor := path[0], path[len(path)-1]
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(anchor)
@@ -406,10 +493,22 @@ func checkByLibrary(path []*x509.Certificate, when time.Time) error {
 	}
 	l := *leaf
 	l.UnhandledCriticalExtensions = nil // judged by checkCritical
-	_, err := l.Verify(x509.VerifyOptions{
+	chains, err := l.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: between, CurrentTime: when,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
+	if err != nil {
+		return err
+	}
+	// It is this very path whose signatures must have been checked.
+	if !slices.ContainsFunc(chains, func(c []*x509.Certificate) bool { return slices.EqualFunc(c, path, (*x509.Certificate).Equal) }) {
+		return errOtherPath
+	}
+	return nil
+}
+
+// libraryError says in our words what crypto/x509 said; nil for nil.
+func libraryError(err error) error {
 	if err == nil {
 		return nil
 	}
