@@ -169,7 +169,7 @@ func (c *Config) withDefaults() (Config, error) {
 		d.MaxHalfOpenAddr = defaultMaxHalfOpenAddr
 	}
 	if d.Executor == nil {
-		d.Executor = newWorkers(runtime.GOMAXPROCS(0), 32)
+		d.Executor = newWorkers(d.Clock, runtime.GOMAXPROCS(0), 32)
 	}
 	return d, nil
 }
