@@ -195,7 +195,10 @@ func (sa *SA) peerDeleted(g *generation) {
 	if g == sa.cur {
 		ng := g.successor
 		if ng == nil {
-			sa.close(Reason{Code: ReasonDeletedByPeer, Text: "deleted by the peer", Remote: true})
+			// Where another IKE SA stands, packets may still be on their way in this one.
+			r := Reason{Code: ReasonDeletedByPeer, Text: "deleted by the peer", Remote: true}
+			r.Rekeyed = sa.est != nil && sa.host.another(sa.peer.Name)
+			sa.close(r)
 			return
 		}
 		// The end of the peer's rekey. A rekey of our own that is under way is forgotten
