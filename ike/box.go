@@ -40,6 +40,7 @@ type box struct {
 	spis     []uint64
 	esp      []uint32
 	childs   []ChildID
+	streams  []uint64
 	contacts []contact
 	queues   map[string]wantMark // what WantQueues asked for last
 	gone     bool
@@ -141,6 +142,10 @@ func (b *box) perform(a action) {
 				}
 			}
 		})
+	case actOpenStream:
+		ep.cfg.OpenStream(a.stream, a.local, a.remote)
+	case actCloseStream:
+		b.closeStream(a.stream)
 	case actClosed:
 		ep.remove(b)
 	}
@@ -360,6 +365,7 @@ type host interface {
 	useTicket(*session) bool
 	keepSession(*session)
 	dropSession(peer string, of SAID)
+	newStream() uint64
 }
 
 var _ host = (*box)(nil)
@@ -426,6 +432,9 @@ func (ep *Endpoint) remove(b *box) {
 	}
 	for _, c := range b.childs {
 		delete(ep.children, c)
+	}
+	for _, s := range b.streams {
+		delete(ep.streams, s)
 	}
 	if b.peer != "" {
 		delete(ep.byPeer[b.peer], b.id)

@@ -364,7 +364,7 @@ func (e *established) livenessAt(sa *SA) time.Time {
 // keepaliveAt is when the NAT in front of us wants a packet (RFC 3948, section 4).
 func (e *established) keepaliveAt(sa *SA) time.Time {
 	every := sa.peer.keepalive()
-	if !sa.nat.local || !sa.path.Encap || every < 0 {
+	if !sa.nat.local || !sa.path.Encap || sa.path.Stream != 0 || every < 0 { // not over TCP: RFC 9329, section 6.6
 		return time.Time{}
 	}
 	return sa.lastSent.Add(every)

@@ -21,6 +21,15 @@ type Config struct {
 	// SendKeepalive sends one NAT keepalive: the octet 0xFF (RFC 3948, section 2.3).
 	SendKeepalive func(p Path)
 
+	// OpenStream opens a TCP connection for one IKE SA (RFC 9329), from any address when local is the
+	// zero Addr, and tells Endpoint.StreamUp and StreamDown what comes of it. A connection that stood
+	// and breaks is opened anew, as often as it takes, until CloseStream, which sends what waits before
+	// it closes. Both return at once. Send sends on it; p.Stream names it. The caller puts length and
+	// non-ESP marker in front. What cannot be sent because a connection is broken may be dropped.
+	// nil: no TCP as initiator.
+	OpenStream  func(stream uint64, local netip.Addr, remote netip.AddrPort)
+	CloseStream func(stream uint64)
+
 	Owner Owner
 
 	// LastInbound is when the last authentic ESP packet came in on a CHILD SA, the zero Time
@@ -133,6 +142,9 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if d.FragmentSize < minFragmentSize {
 		return d, errors.New("ike: Config.FragmentSize must be at least 512")
+	}
+	if (d.OpenStream == nil) != (d.CloseStream == nil) {
+		return d, errors.New("ike: Config.OpenStream and CloseStream: expected both or none")
 	}
 	if n := len(d.CrashSecret); n > 0 && n < 32 {
 		return d, fmt.Errorf("ike: Config.CrashSecret: expected at least 32 octets, got %d", n)

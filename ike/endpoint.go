@@ -20,12 +20,13 @@ type Endpoint struct {
 	cfg     Config
 	cookies cookieJar
 
-	nextSA    atomic.Uint64
-	nextChild atomic.Uint64
-	tickets   atomic.Pointer[ticketKeys]
-	used      usedTickets
-	fresh     atomic.Int64 // IKE_SA_INIT requests of strangers that wait for a worker
-	peers     atomic.Pointer[peerSet]
+	nextSA     atomic.Uint64
+	nextChild  atomic.Uint64
+	nextStream atomic.Uint64
+	tickets    atomic.Pointer[ticketKeys]
+	used       usedTickets
+	fresh      atomic.Int64 // IKE_SA_INIT requests of strangers that wait for a worker
+	peers      atomic.Pointer[peerSet]
 
 	mu           sync.Mutex // guards everything below; never held during a callback
 	closed       bool
@@ -35,6 +36,7 @@ type Endpoint struct {
 	halfAddr     map[netip.Addr]int // of half, for each source address
 	espSPIs      map[uint32]ChildID // inbound SPIs in use
 	children     map[ChildID]*box
+	streams      map[uint64]*box           // that our IKE SAs have opened
 	byPeer       map[string]map[SAID]*box  // connection → IKE SAs that are known to be of it
 	contacts     map[contact]map[SAID]*box // IKE SAs by the identities of both ends
 	sessions     map[string]*session       // connection → what may be resumed
@@ -71,6 +73,7 @@ func NewEndpoint(cfg Config) (*Endpoint, error) {
 		halfAddr:     map[netip.Addr]int{},
 		espSPIs:      map[uint32]ChildID{},
 		children:     map[ChildID]*box{},
+		streams:      map[uint64]*box{},
 		byPeer:       map[string]map[SAID]*box{},
 		contacts:     map[contact]map[SAID]*box{},
 		sessions:     map[string]*session{},

@@ -87,8 +87,9 @@ func (g *generation) launch(t task, exchange uint8, msgs [][]byte) {
 	r := g.sa.peer.retransmit()
 	g.req = &request{
 		id: g.sendID, exchange: exchange, task: t, msgs: msgs,
-		wait: r.Initial, next: g.sa.now.Add(r.Initial),
+		wait: r.Initial,
 	}
+	g.req.next = g.sa.now.Add(g.sa.waitFor(g.req))
 	g.sendID++
 	g.sa.send(g.sa.path, msgs)
 }
@@ -139,7 +140,7 @@ func (g *generation) onTimer() {
 	if r.exchange == exchangeResume {
 		tries = min(tries, resumeTries)
 	}
-	if r.tries >= tries {
+	if r.tries >= tries || g.sa.path.Stream != 0 {
 		g.sa.unanswered(g)
 		return
 	}
@@ -148,6 +149,7 @@ func (g *generation) onTimer() {
 	r.next = now.Add(r.wait)
 	// RFC 7296, section 2.1: a repetition is the same octets; with RFC 7383 all fragments again.
 	g.sa.send(g.sa.path, r.msgs)
+	g.sa.tryTCP(r)
 }
 
 // onRequest takes a request of the peer.
@@ -339,6 +341,10 @@ func (sa *SA) dropGeneration(g *generation) {
 // repetition.
 func (sa *SA) adoptPath(p Path) {
 	if p == sa.path {
+		return
+	}
+	if p.Stream != 0 || sa.path.Stream != 0 {
+		sa.adoptStream(p)
 		return
 	}
 	old := sa.path

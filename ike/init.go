@@ -78,7 +78,8 @@ func (sa *SA) onInitiate(name string) {
 		sa.wanted = []string{name}
 		sa.handshake = &handshake{authState: newAuthState()}
 		sa.handshake.candidates = alone(sa.peer)
-		if sa.target.Remote.IsValid() {
+		// Which transport the old one uses says nothing (RFC 9329, section 7.3).
+		if sa.target.Remote.IsValid() && (sa.target.Stream == 0 || len(sa.peer.Remote) == 0) {
 			sa.handshake.gateway = -1
 		}
 		sa.startResume()
@@ -91,8 +92,9 @@ func (sa *SA) onInitiate(name string) {
 	}
 }
 
-// aim sets the path to the current gateway.
+// aim sets the path to the current gateway, over UDP.
 func (sa *SA) aim() {
+	sa.dropStreams()
 	h := sa.handshake
 	var remote netip.AddrPort
 	if h.gateway < 0 {
@@ -101,6 +103,9 @@ func (sa *SA) aim() {
 		remote = sa.peer.Remote[h.gateway]
 	}
 	if remote.Port() == 0 {
+		remote = netip.AddrPortFrom(remote.Addr(), portIKE)
+	}
+	if h.gateway < 0 && sa.target.Stream != 0 {
 		remote = netip.AddrPortFrom(remote.Addr(), portIKE)
 	}
 	local := sa.peer.Local
@@ -137,10 +142,17 @@ func (sa *SA) begin() error {
 	return err
 }
 
-// startInit sends the first IKE_SA_INIT request to the current gateway.
+// startInit sends the first IKE_SA_INIT request to the current gateway, or opens a TCP connection for it.
 func (sa *SA) startInit() {
-	h := sa.handshake
 	sa.aim()
+	if !sa.onlyTCP() {
+		sa.beginInit()
+	}
+}
+
+// beginInit sends the first IKE_SA_INIT request on the path.
+func (sa *SA) beginInit() {
+	h := sa.handshake
 	err := sa.begin()
 	if err != nil {
 		sa.fail(err)
@@ -173,7 +185,7 @@ func (sa *SA) tryInit(group uint16) {
 		out.notify(message.NotifyCookie, h.cookie)
 	}
 	out.offers(h.offers...).ke(group, h.kex.Public()).nonce(h.ni)
-	sa.addInitNotifies(out, g.spiI, 0, sa.path, sa.peer.ForceEncap)
+	sa.addInitNotifies(out, g.spiI, 0, sa.path, sa.claimsNAT())
 	out.notify(notifyIntermediate, nil)
 	sa.announcePPK(out)
 	sa.announceRedirect(out)
@@ -336,7 +348,7 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 		}
 		// Not authenticated: it may be forged. Wait a little for the true answer (section 2.21.1).
 		if h.giveUp.IsZero() {
-			h.giveUp = sa.now.Add(sa.peer.retransmit().Initial / 2)
+			h.giveUp = sa.now.Add(sa.patienceForBetter())
 			h.giveUpErr = peerError(n, "IKE_SA_INIT")
 		}
 		return
@@ -390,6 +402,10 @@ func (sa *SA) takeInitResponse(ev evDatagram, in *parsed) {
 	h, g := sa.handshake, sa.cur
 	h.nr, h.initResp = in.nonce, ev.msg
 	g.req = nil
+	if sa.stream.opening != 0 {
+		sa.do(actCloseStream{sa.stream.opening}) // UDP was faster
+		sa.stream.opening = 0
+	}
 	sa.takeInitNotifies(in)
 	sa.lastSeen = sa.now
 	told := sa.path.Local
@@ -398,7 +414,7 @@ func (sa *SA) takeInitResponse(ev evDatagram, in *parsed) {
 		// we told the peer, the peer sees a NAT, and we must agree that there is one.
 		sa.path.Local = ev.path.Local
 	}
-	force := sa.peer.ForceEncap || told.Addr().IsUnspecified() || told != sa.path.Local
+	force := sa.claimsNAT() || sa.path.Stream == 0 && (told.Addr().IsUnspecified() || told != sa.path.Local)
 	sa.nat = detectNAT(in, g.spiI, g.spiR, sa.path, force)
 	sa.float()
 	sa.state = StateAuth
@@ -407,13 +423,13 @@ func (sa *SA) takeInitResponse(ev evDatagram, in *parsed) {
 // later keeps an error of an unauthenticated answer: the true answer may still come.
 func (sa *SA) later(err *RefusedError) {
 	if h := sa.handshake; h.giveUp.IsZero() {
-		h.giveUp, h.giveUpErr = sa.now.Add(sa.peer.retransmit().Initial/2), err
+		h.giveUp, h.giveUpErr = sa.now.Add(sa.patienceForBetter()), err
 	}
 }
 
 // float moves to port 4500 when there is a NAT (RFC 7296, section 2.23).
 func (sa *SA) float() {
-	if sa.path.Encap || !sa.nat.local && !sa.nat.remote {
+	if sa.path.Encap || sa.path.Stream != 0 || !sa.nat.local && !sa.nat.remote {
 		return
 	}
 	sa.path = Path{
@@ -448,14 +464,8 @@ func (sa *SA) nextGateway(err error) {
 		h.failure = fmt.Errorf("%w; %v: %w", h.failure, sa.path.Remote, err)
 	}
 	if h.gateway < len(sa.peer.Remote) {
-		old := sa.cur
-		sa.host.freeIKESPI(old.spiI)
-		old.wipe()
-		if h.kex != nil {
-			h.kex.Wipe()
-			h.kex = nil
-		}
-		h.giveUp = time.Time{}
+		sa.dropHandshake()
+		h.kex, h.session, h.giveUp = nil, nil, time.Time{}
 		sa.startInit()
 		return
 	}
@@ -491,10 +501,11 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
 		return
 	}
 	half, ofAddr := ep.halfOpenOf(p.Remote.Addr())
-	if half >= ep.cfg.CookieThreshold || ofAddr >= max(ep.cfg.MaxHalfOpenAddr/2, 1) {
+	// The address of who has a TCP connection is proved: no cookie (RFC 9329, section 6.3).
+	if p.Stream == 0 && (half >= ep.cfg.CookieThreshold || ofAddr >= max(ep.cfg.MaxHalfOpenAddr/2, 1)) {
 		c := in.notify(message.NotifyCookie)
-		if c == nil || !ep.cookies.valid(now, c.Data, in.nonce, p.Remote, h.spiI) {
-			ep.answerInit(p, h, message.NewNotify(message.NotifyCookie, ep.cookies.make(now, in.nonce, p.Remote, h.spiI)...))
+		if c == nil || !ep.cookies.valid(now, c.Data, in.nonce, p.cookieAddr(), h.spiI) {
+			ep.answerInit(p, h, message.NewNotify(message.NotifyCookie, ep.cookies.make(now, in.nonce, p.cookieAddr(), h.spiI)...))
 			return
 		}
 	}
@@ -658,7 +669,7 @@ func (sa *SA) onFresh(ev evFresh) {
 		return
 	}
 	h.ni, h.nr, h.initReq = ev.req.nonce, nr, ev.raw
-	force := ev.from.force
+	force := ev.from.force && ev.path.Stream == 0
 	sa.takeInitNotifies(ev.req)
 	sa.redirects.from, h.redirectable = takesRedirect(ev.req)
 	sa.nat = detectNAT(ev.req, g.spiI, 0, sa.path, force)

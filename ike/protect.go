@@ -104,7 +104,7 @@ func (g *generation) encode(exchange uint8, id uint32, response bool, out *outgo
 // and the message is too long.
 func (g *generation) seal(h message.Header, in message.Inner) ([][]byte, error) {
 	limit := 0
-	if g.sa.fragment {
+	if g.sa.fragment && g.sa.path.Stream == 0 { // TCP does it better: RFC 9329, section 7.5
 		limit = g.sa.cfg.FragmentSize
 	}
 	return in.Seal(h, g.prot.out, limit)

@@ -128,7 +128,7 @@ func (sa *SA) mayFollow(to netip.Addr) *RefusedError {
 // somewhere else.
 func (sa *SA) redirectPath(to netip.Addr) Path {
 	port := uint16(0)
-	if p := sa.path.Remote.Port(); p != portIKE && p != portNATT {
+	if p := sa.path.Remote.Port(); p != portIKE && p != portNATT && sa.path.Stream == 0 {
 		port = p
 	}
 	return Path{Remote: netip.AddrPortFrom(to, port)}

@@ -123,6 +123,13 @@ func (sa *SA) presentTicket() {
 		sa.target = sa.redirectPath(s.path.Remote.Addr()) // where it had been redirected to
 	}
 	sa.aim()
+	if !sa.onlyTCP() {
+		sa.beginResume()
+	}
+}
+
+// beginResume sends IKE_SESSION_RESUME on the path.
+func (sa *SA) beginResume() {
 	if err := sa.begin(); err != nil {
 		sa.fail(err)
 		return
@@ -137,7 +144,7 @@ func (sa *SA) sendTicket() {
 		out.notify(message.NotifyCookie, h.cookie)
 	}
 	out.nonce(h.ni).notify(message.NotifyTicketOpaque, h.session.ticket)
-	sa.addInitNotifies(out, g.spiI, 0, sa.path, sa.peer.ForceEncap)
+	sa.addInitNotifies(out, g.spiI, 0, sa.path, sa.claimsNAT())
 	raw, err := message.Encode(message.Header{
 		SPIi: spiBytes(g.spiI), Exchange: message.ExchangeIKESessionResume, Flags: message.FlagInitiator,
 	}, out.ps)
@@ -171,6 +178,10 @@ func (sa *SA) resumeFailed(err error) {
 	h.candidates = alone(sa.peer)
 	h.gateway = 0
 	sa.state, sa.nat, sa.fragment, sa.ppk = StateInit, natState{}, false, ""
+	if sa.path.Stream != 0 && sa.path.Stream == sa.stream.own {
+		sa.beginInit() // the TCP connection is good
+		return
+	}
 	sa.startInit()
 }
 

@@ -138,9 +138,10 @@ func (sa *SA) onResume(ev evResume) {
 	}
 	h.ni, h.nr, h.initReq = ev.req.nonce, nr, ev.raw
 	sa.takeInitNotifies(ev.req)
-	sa.nat = detectNAT(ev.req, g.spiI, 0, sa.path, cfg.ForceEncap)
+	force := cfg.ForceEncap && sa.path.Stream == 0
+	sa.nat = detectNAT(ev.req, g.spiI, 0, sa.path, force)
 	out := newOutgoing().nonce(nr)
-	sa.addInitNotifies(out, g.spiI, g.spiR, sa.path, cfg.ForceEncap && ev.req.has(message.NotifyNATDetectionSourceIP))
+	sa.addInitNotifies(out, g.spiI, g.spiR, sa.path, force && ev.req.has(message.NotifyNATDetectionSourceIP))
 	h.initResp, err = message.Encode(message.Header{
 		SPIi: spiBytes(g.spiI), SPIr: spiBytes(g.spiR), Exchange: message.ExchangeIKESessionResume, Flags: message.FlagResponse,
 	}, out.ps)

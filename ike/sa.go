@@ -21,6 +21,7 @@ type SA struct {
 	peer      *PeerConfig // nil for a responder that does not know yet
 	path      Path
 	nat       natState
+	stream    streamState
 	fragment  bool // the peer supports fragmentation, as we do
 	begun     time.Time
 	lastSeen  time.Time // last authentic message that was no repetition
@@ -122,6 +123,10 @@ func (sa *SA) Step(now time.Time, ev event) []action {
 		sa.onWantQueues(ev)
 	case evInitialContact:
 		sa.onInitialContact(ev)
+	case evStream:
+		sa.onStream(ev)
+	case evStreamUsed:
+		sa.adoptStream(ev.path)
 	}
 	if sa.state != StateClosed {
 		sa.pump()
@@ -219,6 +224,7 @@ func (sa *SA) deadline() time.Time {
 	if sa.state == StateClosed {
 		return d
 	}
+	add(sa.stream.openBy)
 	if sa.handshake != nil {
 		add(sa.handshake.deadline)
 		add(sa.handshake.giveUp)
@@ -243,6 +249,10 @@ func (sa *SA) onTimer() {
 			sa.initFailed(h.giveUpErr)
 			return
 		}
+	}
+	if due(sa.now, sa.stream.openBy) {
+		sa.nextGateway(ErrPeerDead)
+		return
 	}
 	sa.expirePending()
 	for _, g := range slices.Clone(sa.gens) {
@@ -298,6 +308,7 @@ func (sa *SA) close(r Reason) {
 		g.wipe()
 	}
 	sa.gens, sa.cur = nil, nil
+	sa.dropStreams()
 	sa.do(actClosed{})
 }
 

@@ -18,7 +18,7 @@ type SAID uint64
 // new one: ChildSA.Replaces names the old.
 type ChildID uint64
 
-// Path is the pair of UDP addresses that an IKE SA uses.
+// Path is the pair of UDP or TCP addresses that an IKE SA uses.
 type Path struct {
 	Local, Remote netip.AddrPort
 
@@ -28,12 +28,19 @@ type Path struct {
 	// port 4500 without that. ESP must be understood both ways at any time (RFC 7296, section
 	// 2.23).
 	Encap bool
+
+	// Stream is the number of the TCP connection that carries IKE and ESP (RFC 9329), the higher the
+	// newer: see Config.OpenStream and Endpoint.NewStream. 0: UDP, or ESP right above IP.
+	Stream uint64
 }
 
-// String returns "local-remote", with "/udp" behind it when ESP is encapsulated.
+// String returns "local-remote", with "/udp" or "/tcp" behind it when ESP is encapsulated.
 func (p Path) String() string {
 	s := p.Local.String() + "-" + p.Remote.String()
-	if p.Encap {
+	switch {
+	case p.Stream != 0:
+		s += "/tcp"
+	case p.Encap:
 		s += "/udp"
 	}
 	return s
@@ -119,6 +126,11 @@ type PeerConfig struct {
 	// not know who asks when it has to claim: what counts is the first connection that names the
 	// initiator's address, or the first of all when none does.
 	ForceEncap bool
+
+	// TCP says when TCP encapsulation is used (RFC 9329), TCPPort to which port of the gateways; 0:
+	// 4500.
+	TCP     TCPMode
+	TCPPort uint16
 }
 
 // Retransmit is the schedule of an unanswered request: it is sent again after Initial,

@@ -35,6 +35,8 @@ type Node struct {
 	keys   map[string]ike.ChildID
 	graves map[uint32]grave // by inbound SPI, see Traffic
 	world  *World
+
+	streams map[uint64]*streamEnd
 }
 
 // Child is a CHILD SA as the data path sees it.
@@ -50,11 +52,18 @@ func (w *World) NewNode(name string, addr netip.Addr, edit func(*ike.Config)) (*
 	n := &Node{
 		Name: name, Addr: addr, world: w, IKE: map[ike.SAID]ike.SAInfo{}, Children: map[ike.ChildID]*Child{},
 		Send: map[string]ike.ChildID{}, keys: map[string]ike.ChildID{},
-		graves: map[uint32]grave{},
+		graves: map[uint32]grave{}, streams: map[uint64]*streamEnd{},
 	}
 	cfg := ike.Config{
 		Clock: w, Rand: w.Rand(), Executor: w, Owner: n,
-		Send:          func(p ike.Path, msg []byte) { w.send(n.local(p), p.Remote, msg) },
+		Send: func(p ike.Path, msg []byte) {
+			if p.Stream != 0 {
+				n.sendStream(p.Stream, msg)
+				return
+			}
+			w.send(n.local(p), p.Remote, msg)
+		},
+		OpenStream: n.openStream, CloseStream: n.closeStream,
 		SendKeepalive: func(ike.Path) { n.Keepalives++ },
 		SourceAddr:    func(netip.Addr) netip.Addr { return addr },
 	}

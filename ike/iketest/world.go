@@ -29,6 +29,9 @@ type World struct {
 	// Tap, when not nil, sees every datagram that is sent; false drops it.
 	Tap func(from, to netip.AddrPort, msg []byte) bool
 
+	// TCP is what happens to TCP connections.
+	TCP TCPLink
+
 	// Quiet keeps no diary.
 	Quiet bool
 
