@@ -27,6 +27,9 @@ type inWorker struct {
 	natt  bool // ESP may come: the NAT traversal port, or native ESP
 	batch *wire.Batch
 
+	stream  *stream // of the running round; nil: the socket
+	corrupt bool    // a packet of the stream was not authentic
+
 	asked bool         // IKE was given something in this round
 	child *childSA     // whose packets pkts are
 	pkts  []esp.Packet // not opened yet
@@ -59,6 +62,12 @@ func (w *inWorker) round() error {
 	for i := range w.batch.Datagrams {
 		w.take(&w.batch.Datagrams[i], rs, now)
 	}
+	w.finish(rs, now)
+	return nil
+}
+
+// finish hands what a round has collected to the TUN.
+func (w *inWorker) finish(rs *ruleset, now int64) {
 	w.open(rs, now)
 	if len(w.out) > 0 {
 		if n := w.w.write(w.out); n > 0 {
@@ -72,7 +81,48 @@ func (w *inWorker) round() error {
 		w.asked = false
 		runtime.Gosched()
 	}
-	return nil
+}
+
+// newStreamInWorker makes a worker for what comes in on TCP connections.
+func newStreamInWorker(w *worker) *inWorker {
+	return &inWorker{worker: w, pkts: make([]esp.Packet, 0, 256), tos: make([]uint8, 0, 256), out: make([]tun.Packet, 0, 256)}
+}
+
+// streamRound takes what a TCP connection has brought to the TUN, where it is opened in place. An error
+// means that the connection is to be closed (RFC 9329, section 6.1).
+func (w *inWorker) streamRound(s *stream, x *wire.Inbox) (err error) {
+	w.stream, w.corrupt = s, false
+	defer func() { w.stream = nil }()
+	rs, now := w.rules.Load(), w.now()
+	d := wire.Datagram{Buf: x.Buf}
+	for _, m := range x.Messages {
+		b := x.Buf[m.Off : m.Off+m.Len]
+		switch {
+		case m.Len == 1 && b[0] == 0xff: // NAT keepalive: not an error (section 6.6)
+		case m.Len < nonESPMarker:
+			w.drops.add(dropMalformed, 1)
+			s.badRun++
+		case binary.BigEndian.Uint32(b) == 0:
+			if s.ikes++; s.ikes > strangerMessages && !s.known.Load() {
+				return errFlood
+			}
+			s.t.r.ep.HandleDatagram(*s.path.Load(), b[nonESPMarker:])
+			w.asked = true
+		default:
+			if !w.esp(&d, m.Off, m.Len, rs, now) {
+				s.badRun++
+			}
+		}
+		if s.badRun > maxSuspect {
+			err = errSuspect
+			break
+		}
+	}
+	w.finish(rs, now)
+	if w.corrupt {
+		err = errCorrupt
+	}
+	return err
 }
 
 // take tells keepalive, IKE and ESP apart (RFC 3948, section 2), datagram by datagram.
@@ -107,22 +157,23 @@ func (w *inWorker) toIKE(d *wire.Datagram, msg []byte) {
 	w.asked = true
 }
 
-// esp puts one ESP packet to the others of its SA.
-func (w *inWorker) esp(d *wire.Datagram, off, n int, rs *ruleset, now int64) {
+// esp puts one ESP packet to the others of its SA, and tells whether there is one.
+func (w *inWorker) esp(d *wire.Datagram, off, n int, rs *ruleset, now int64) bool {
 	spi, ok := esp.SPIOf(d.Buf[off : off+n])
 	if !ok {
 		w.drops.add(dropMalformed, 1)
-		return
+		return false
 	}
 	if w.child == nil || w.child.spiIn != spi {
 		w.open(rs, now)
 		if w.child = w.sad.lookup(spi); w.child == nil {
 			w.drops.add(dropUnknownSPI, 1)
-			return
+			return false
 		}
 	}
 	w.pkts = append(w.pkts, esp.Packet{Buf: d.Buf, Off: off, Len: n})
 	w.tos = append(w.tos, d.TOS)
+	return true
 }
 
 // open opens the packets that were collected, all of one SA, and keeps for the TUN what the SA,
@@ -140,6 +191,7 @@ func (w *inWorker) open(rs *ruleset, now int64) {
 		p := &w.pkts[i]
 		if p.Err != nil {
 			w.drops.add(dropForOpen(p.Err), 1)
+			w.corrupt = w.corrupt || p.Err == esp.ErrAuth  //nolint:errorlint // as below
 			authentic = authentic || p.Err == esp.ErrDummy //nolint:errorlint // sentinels of the hot path are never wrapped
 			continue
 		}
@@ -152,6 +204,9 @@ func (w *inWorker) open(rs *ruleset, now int64) {
 	w.pkts, w.tos = w.pkts[:0], w.tos[:0]
 	if authentic {
 		child.lastIn.Store(now)
+		if w.stream != nil {
+			w.stream.esp(child)
+		}
 		if child.pending.Load() {
 			w.switch_(child)
 		}

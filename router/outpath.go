@@ -355,8 +355,8 @@ func (w *outWorker) send() {
 	for i := range w.groups {
 		g := &w.groups[i]
 		if g.path != path || g.tos != tos {
-			if path != nil && g.path.group != path.group {
-				w.sendTo(path.group)
+			if path != nil && (g.path.group != path.group || g.path.stream != path.stream) {
+				w.sendTo(path)
 			}
 			path, tos, open = g.path, g.tos, false
 		}
@@ -378,16 +378,20 @@ func (w *outWorker) send() {
 		}
 	}
 	if path != nil {
-		w.sendTo(path.group)
+		w.sendTo(path)
 	}
 }
 
-// sendTo sends the messages so far through the sockets of group.
-func (w *outWorker) sendTo(group *wire.Group) {
+// sendTo sends the messages so far through the sockets of the path, or its TCP connection.
+func (w *outWorker) sendTo(path *sendPath) {
 	if len(w.msgs) == 0 {
 		return
 	}
-	if w.sender(group).Send(w.msgs) > 0 {
+	if path.stream != nil {
+		w.sendStream(path.stream)
+		return
+	}
+	if w.sender(path.group).Send(w.msgs) > 0 {
 		for i := range w.msgs {
 			m := &w.msgs[i]
 			if m.Err == nil {
@@ -401,6 +405,24 @@ func (w *outWorker) sendTo(group *wire.Group) {
 			}
 			w.drops.add(dropSend, n)
 		}
+	}
+	w.msgs, w.owners = w.msgs[:0], w.owners[:0]
+}
+
+// sendStream sends the messages so far on a TCP connection. It never waits: what finds no room is
+// dropped.
+func (w *outWorker) sendStream(s *stream) {
+	dropped := 0
+	if conn := s.conn.Load(); conn != nil {
+		dropped = conn.Send(w.msgs)
+	} else {
+		for i := range w.msgs {
+			m := &w.msgs[i]
+			dropped += (len(m.Buf) + m.Segment - 1) / m.Segment
+		}
+	}
+	if dropped > 0 {
+		w.drops.add(dropSend, dropped)
 	}
 	w.msgs, w.owners = w.msgs[:0], w.owners[:0]
 }

@@ -29,6 +29,7 @@ func (o owner) IKEUp(i ike.SAInfo) {
 	o.r.log.Info("peer authenticated", zap.String("connection", i.Peer), zap.Stringer("path", i.Path),
 		zap.String("suite", i.Suite), zap.Strings("remote_ids", idStrings(i.RemoteIDs)), zap.Bool("initiator", i.Initiator),
 		zap.Bool("resumed", i.Resumed), zap.Time("proved", i.Authenticated))
+	o.r.streams.use(i.ID, i.Path.Stream)
 	c := o.r.connection(i.Peer)
 	if c == nil {
 		return
@@ -42,6 +43,7 @@ func (o owner) IKEUp(i ike.SAInfo) {
 
 // IKEDown records the end of an IKE SA.
 func (o owner) IKEDown(i ike.SAInfo, why ike.Reason) {
+	o.r.streams.use(i.ID, 0)
 	o.r.log.Info("IKE SA ended", zap.String("connection", i.Peer), zap.Stringer("path", i.Path),
 		zap.String("reason", why.Code), zap.String("text", why.Text))
 }
@@ -240,6 +242,7 @@ func (o owner) ChildDown(id ike.ChildID, why ike.Reason) {
 
 // PathChanged moves the CHILD SAs of an IKE SA to a new path.
 func (o owner) PathChanged(id ike.SAID, p ike.Path) {
+	o.r.streams.use(id, p.Stream)
 	path, err := o.r.sendPath(p)
 	if err != nil {
 		o.r.log.Warn("cannot follow the peer to its new path", zap.Stringer("path", p), zap.Error(err))

@@ -23,7 +23,8 @@ const defaultLinkMTU = 1500
 
 // sendPath is where the ESP packets of a CHILD SA go. Read-only but for what mtu learns.
 type sendPath struct {
-	group  *wire.Group
+	group  *wire.Group // nil: stream
+	stream *stream     // ESP in TCP (RFC 9329)
 	dest   wire.Dest
 	local  netip.Addr
 	remote netip.AddrPort
@@ -34,6 +35,11 @@ type sendPath struct {
 // innerMTU is the longest inner packet, in octets, that child may send on the path without its
 // ESP packet being fragmented.
 func (p *sendPath) innerMTU(child *childSA) int {
+	if p.stream != nil {
+		// TCP cuts and puts together as it likes. Packets are as long as in UDP (RFC 9329, section 3); what a
+		// small link on the way would take is TCP's to find out.
+		return pathmtu.InnerMTU(max(p.mtu.MTU(), defaultLinkMTU), p.remote.Addr().Is6(), true, child.out.MaxInner)
+	}
 	return pathmtu.InnerMTU(p.mtu.MTU(), p.remote.Addr().Is6(), p.encap, child.out.MaxInner)
 }
 
@@ -114,6 +120,11 @@ func (p *paths) tend(used map[netip.Addr]*pathmtu.Path, mark uint32, now time.Ti
 // sendPath picks the sockets for the ESP packets of a path: those of the NAT traversal port where
 // ESP is encapsulated, else those of protocol 50.
 func (r *Router) sendPath(p ike.Path) (*sendPath, error) {
+	if p.Stream != 0 {
+		return &sendPath{
+			stream: r.streams.of(p.Stream), local: p.Local.Addr(), remote: p.Remote, mtu: r.paths.to(p.Remote.Addr(), r.mark()),
+		}, nil
+	}
 	g := r.groupFor(p)
 	if g == nil {
 		return nil, fmt.Errorf("no socket of this machine fits the path %s", p)

@@ -17,12 +17,17 @@ import (
 	"wardgate/ike/suite"
 	"wardgate/pkichip"
 	"wardgate/policy"
+	"wardgate/router/config"
 )
 
 // retransmit is quicker than RFC 7296, section 2.4 suggests for idle SAs: somebody waits at a
 // modality for the first answer, and a connection that is given up comes back with the next
 // packet. 0.5 + 0.9 + 1.6 + 2.9 + 5.2 + 9.4 + 17 s: about 38 s until a peer counts as dead.
 var retransmit = ike.Retransmit{Initial: 500 * time.Millisecond, Factor: 1.8, Tries: 6}
+
+var tcpModes = map[string]ike.TCPMode{
+	config.TCPNever: ike.TCPNever, config.TCPFallback: ike.TCPFallback, config.TCPAlways: ike.TCPAlways,
+}
 
 // setPeers tells IKE which connections there are: those of the policy in force for which the
 // token has what they need. IKE ends what is no longer among them.
@@ -96,6 +101,7 @@ func (r *Router) peerConfig(table *policy.Table, info *policy.ConnectionInfo, cr
 		RekeyIKE: time.Duration(life.IKE), RekeyChild: time.Duration(life.Child), LivenessInterval: time.Duration(life.Liveness),
 		Retransmit: retransmit,
 		ForceEncap: !info.NativeESP || r.cfg.Network.ForceEncap,
+		TCP:        tcpModes[r.cfg.Network.TCP], TCPPort: r.cfg.Network.TCPPort,
 	}
 	child := ike.ChildConfig{Name: info.Name, Proposals: espProps, Queues: len(r.dp.queues)}
 	for _, x := range info.Local {

@@ -49,6 +49,7 @@ type Router struct {
 	groups  []*wire.Group        // sockets, by family, address and port
 	natt    map[*wire.Group]bool // those of the NAT traversal port
 	paths   paths
+	streams *streams // TCP connections (RFC 9329)
 	kern    *kernel.Kernel
 	ep      *ike.Endpoint
 	chip    Token
@@ -162,6 +163,7 @@ func New(opt Options) (_ *Router, err error) {
 	}
 	r.flusher = newOutWorker(r.dp.newWorker(len(r.dp.queues), len(r.dp.queues)))
 	r.flusher.mark = cfg.Network.Mark
+	r.streams = r.newStreams()
 	if err = r.openSockets(); err != nil {
 		return nil, err
 	}
@@ -179,6 +181,7 @@ func New(opt Options) (_ *Router, err error) {
 		CrashSecret: secret, Verify: r.verifyPeer,
 		TicketSecrets: tickets, Chains: peerCerts{filepath.Join(cfg.Daemon.StateDir, peerCertsDir), r.log},
 		Clock: systemClock{}, Rand: rand.Reader, Owner: owner{r},
+		OpenStream: r.streams.open, CloseStream: r.streams.closeStream,
 		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound, SourceAddr: localAddrTo,
 		Queues: len(r.dp.queues), CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
 	})
@@ -236,6 +239,12 @@ func (r *Router) openSockets() error {
 		if _, err := open(wire.OpenESP); err != nil {
 			return err
 		}
+		if r.cfg.Network.TCP == config.TCPNever {
+			continue
+		}
+		if err := r.streams.listen(netip.AddrPortFrom(a, r.cfg.Network.TCPPort)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -281,6 +290,7 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 			})
 		}
 	}
+	r.streams.run()
 	wg.Go(func() { r.lifecycle(ctx) })
 	wg.Go(func() { r.tokenEvents(ctx) })
 	wg.Go(func() {
@@ -319,6 +329,7 @@ func (r *Router) stop() {
 	if err := r.ep.Close(ctx); err != nil {
 		r.log.Warn("not every peer has confirmed the end", zap.Error(err))
 	}
+	r.streams.close()
 	r.dp.rules.Store(&ruleset{gen: r.dp.rules.Load().gen + 1})
 	r.children.Range(func(k, v any) bool {
 		child := v.(*childSA) //nolint:errcheck,forcetypeassert // the map holds nothing else
@@ -338,6 +349,9 @@ func (r *Router) stop() {
 // closeAll releases what New opened; safe to call twice and half-way through New. The kernel's
 // filters and unreachable routes stay.
 func (r *Router) closeAll() {
+	if r.streams != nil {
+		r.streams.close()
+	}
 	for _, g := range r.groups {
 		if err := g.Close(); err != nil {
 			r.log.Debug("closing a socket", zap.Error(err))
@@ -462,6 +476,12 @@ func (r *Router) ikeDatagram(g *wire.Group, d *wire.Datagram, msg []byte) {
 }
 
 func (r *Router) sendIKE(p ike.Path, msg []byte) {
+	if p.Stream != 0 {
+		if err := r.streams.sendIKE(p, msg); err != nil {
+			r.log.Debug("cannot send an IKE message", zap.Stringer("path", p), zap.Error(err))
+		}
+		return
+	}
 	g := r.ikeGroupFor(p)
 	if g == nil {
 		r.log.Warn("no socket for the path", zap.Stringer("path", p))

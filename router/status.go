@@ -207,7 +207,7 @@ func (r *Router) connectionStatus(c *connection) control.Connection {
 		x.Gateway, x.RemoteIDs, x.Suite, x.ESPSuite, x.Encap = c.path.Remote.String(), c.remoteIDs, c.suite, c.espSuite, c.path.Encap
 		if cur := c.cur.Load(); cur != nil {
 			path := cur.path.Load()
-			x.Gateway, x.PathMTU, x.InnerMTU, x.Encap = path.remote.String(), path.mtu.MTU(), path.innerMTU(cur), path.encap
+			x.Gateway, x.PathMTU, x.InnerMTU, x.Encap, x.TCP = path.remote.String(), path.mtu.MTU(), path.innerMTU(cur), path.encap, path.stream != nil
 		}
 		for _, child := range c.children {
 			x.SAs = append(x.SAs, saStatus(child))
@@ -248,7 +248,7 @@ func saStatus(child *childSA) control.SA {
 func failureHint(text string) string {
 	switch {
 	case strings.Contains(text, ike.ErrPeerDead.Error()), strings.Contains(text, "does not answer"):
-		return "check the internet line here and at the partner, and that UDP ports 500 and 4500 are open between both"
+		return "check the internet line here and at the partner, and that UDP ports 500 and 4500, or TCP port 4500, are open between both"
 	case strings.Contains(text, "AUTHENTICATION_FAILED"):
 		return "the partner refused our certificates: its own record says which and why; ask it, or the service provider"
 	case strings.Contains(text, "cert-"):
@@ -396,6 +396,7 @@ func (r *Router) Counters(ctx context.Context) (*control.Counters, error) {
 	} {
 		c.Other["socket_"+name] = n
 	}
+	r.streams.counters(c.Other)
 	c.Queues = r.dp.queueStatus()
 	c.Other["flows"] = uint64(r.dp.flows.len())
 	c.Other["child_sas"] = uint64(r.dp.sad.len())

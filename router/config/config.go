@@ -66,6 +66,13 @@ type SP struct {
 	Anchors []string // PEM files with the CA certificates that the centre's TLS certificate chains to; default none
 }
 
+// The values of Network.TCP.
+const (
+	TCPNever    = "never"    // neither opened nor accepted
+	TCPFallback = "fallback" // accepted, and opened where UDP is not answered
+	TCPAlways   = "always"   // accepted, and opened in place of UDP
+)
+
 // Network is the section [network].
 type Network struct {
 	TUN          string       // name of the TUN device; default "wardgate0"
@@ -75,6 +82,8 @@ type Network struct {
 	IKEPort      uint16       // default 500
 	NATTPort     uint16       // default 4500
 	ForceEncap   bool         // always ESP in UDP; default false
+	TCP          string       // TCP encapsulation (RFC 9329): one of the TCP… constants; default TCPFallback
+	TCPPort      uint16       // default 4500
 	RouteTable   int          // default 5747
 	RulePriority int          // default 57
 	Mark         uint32       // fwmark of the daemon's sockets; default 0x57470001
@@ -94,6 +103,7 @@ type Limits struct {
 	Flows            int           // flows tracked at once; default 65536
 	HalfOpen         int           // unauthenticated IKE SAs at once; default 1024
 	CookieThreshold  int           // half-open IKE SAs from which on cookies are demanded; default 64
+	TCPConnections   int           // TCP connections of peers at once; default 4096
 	RefusalsPerSec   int           // audit records of refused packets per second; default 20
 	ShutdownDeadline time.Duration // time for a graceful stop; default 5s
 }

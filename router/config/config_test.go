@@ -33,13 +33,13 @@ func defaults() *Config {
 		},
 		Policy: Policy{File: "/var/lib/wardgate/policy.jws", Anchors: []string{"/etc/wardgate/policy-ca.pem"}},
 		Network: Network{
-			TUN: "wardgate0", MTU: 0, IKEPort: 500, NATTPort: 4500,
+			TUN: "wardgate0", MTU: 0, IKEPort: 500, NATTPort: 4500, TCP: TCPFallback, TCPPort: 4500,
 			RouteTable: 5747, RulePriority: 57, Mark: 0x57470001, NFLogGroup: 5747,
 		},
 		Audit: Audit{File: "/var/lib/wardgate/audit.jsonl"},
 		Limits: Limits{
 			HeldPackets: 64, HeldBytes: 262144, HeldFor: 10 * time.Second, Flows: 65536,
-			HalfOpen: 1024, CookieThreshold: 64, RefusalsPerSec: 20, ShutdownDeadline: 5 * time.Second,
+			HalfOpen: 1024, CookieThreshold: 64, TCPConnections: 4096, RefusalsPerSec: 20, ShutdownDeadline: 5 * time.Second,
 		},
 	}
 }
@@ -92,6 +92,7 @@ func TestRefused(t *testing.T) {
 		{"format", "[daemon]\nlog_format = 'xml'\n", []string{"json, console"}},
 		{"listen", "[network]\nlisten = ['0.0.0.0', '1.2.3.4:500', '10.0.0.1', '10.0.0.1']\n", []string{`"0.0.0.0"`, `"1.2.3.4:500"`, "twice"}},
 		{"same ports", "[network]\nike_port = 4500\n", []string{"natt_port"}},
+		{"tcp", "[network]\ntcp = 'perhaps'\n", []string{"fallback, always, never"}},
 		{"tun", "[network]\ntun = 'a/b'\n", []string{"network.tun"}},
 		{"main table", "[network]\nroute_table = 254\n", []string{"own tables"}},
 		{"duration", "[limits]\nheld_for = '10'\n", []string{"held_for", "10s"}},

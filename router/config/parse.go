@@ -76,6 +76,8 @@ type fileNetwork struct {
 	IKEPort      *int64   `toml:"ike_port"`
 	NATTPort     *int64   `toml:"natt_port"`
 	ForceEncap   *bool    `toml:"force_encap"`
+	TCP          *string  `toml:"tcp"`
+	TCPPort      *int64   `toml:"tcp_port"`
 	RouteTable   *int64   `toml:"route_table"`
 	RulePriority *int64   `toml:"rule_priority"`
 	Mark         *int64   `toml:"mark"`
@@ -93,6 +95,7 @@ type fileLimits struct {
 	Flows            *int64  `toml:"flows"`
 	HalfOpen         *int64  `toml:"half_open"`
 	CookieThreshold  *int64  `toml:"cookie_threshold"`
+	TCPConnections   *int64  `toml:"tcp_connections"`
 	RefusalsPerSec   *int64  `toml:"refusals_per_second"`
 	ShutdownDeadline *string `toml:"shutdown_deadline"`
 }
@@ -371,6 +374,7 @@ func (c *checker) check(f *file) *Config {
 	if l.CookieThreshold > l.HalfOpen {
 		c.bad("limits.cookie_threshold", "%d is above half_open (%d): cookies would never be asked for", l.CookieThreshold, l.HalfOpen)
 	}
+	l.TCPConnections = number(c, "limits.tcp_connections", f.Limits.TCPConnections, 4096, 16, 1<<20)
 	l.RefusalsPerSec = number(c, "limits.refusals_per_second", f.Limits.RefusalsPerSec, 20, 1, 10000)
 	l.ShutdownDeadline = c.duration("limits.shutdown_deadline", f.Limits.ShutdownDeadline, 5*time.Second, 100*time.Millisecond, time.Minute)
 	return &cfg
@@ -442,6 +446,8 @@ func (c *checker) network(f *fileNetwork, n *Network) {
 		c.bad("network.natt_port", "is %d like ike_port: expected two different ports (RFC 3948, section 2.2: the markers would be ambiguous)", n.NATTPort)
 	}
 	n.ForceEncap = c.flag(f.ForceEncap)
+	n.TCP = c.oneOf("network.tcp", f.TCP, TCPFallback, TCPFallback, TCPAlways, TCPNever)
+	n.TCPPort = number[uint16](c, "network.tcp_port", f.TCPPort, 4500, 1, 65535)
 	n.RouteTable = number(c, "network.route_table", f.RouteTable, 5747, 1, math.MaxInt32)
 	if n.RouteTable >= 253 && n.RouteTable <= 255 {
 		c.bad("network.route_table", "%d is one of the kernel's own tables (default, main, local)", n.RouteTable)

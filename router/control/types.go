@@ -160,6 +160,7 @@ type Connection struct {
 	Suite       string    `json:"suite,omitempty"`      // of IKE
 	ESPSuite    string    `json:"esp_suite,omitempty"`
 	Encap       bool      `json:"encap,omitempty"` // ESP in UDP
+	TCP         bool      `json:"tcp,omitempty"`   // ESP and IKE in TCP (RFC 9329)
 	Traffic     Traffic   `json:"traffic"`
 	HeldPackets int       `json:"held_packets,omitempty"`
 	IdleAfter   string    `json:"idle_after,omitempty"` // duration
