@@ -131,8 +131,10 @@ func (ep *Endpoint) reauthenticate(old *box, a actReauth) {
 	if cfg == nil {
 		return // it ends anyway
 	}
-	if id, ok := ep.covering(old, a); ok {
-		old.post(evTerminate{reauthenticated(id)})
+	if id, ok, settled := ep.covering(old, a); ok {
+		if settled { // else it is tried again, see reauthRetry
+			old.post(evTerminate{reauthenticated(id)})
+		}
 		return
 	}
 	ep.mu.Lock()
@@ -153,8 +155,9 @@ func (ep *Endpoint) reauthenticate(old *box, a actReauth) {
 // reauthenticate at the same time there are two, which would become four the next time: so one of
 // them ends instead, when its time comes. It must be the younger one that stays: the older one may be
 // about to end. And it must have the higher SPI, because which one is younger may not be the same at
-// both ends, and they must not end both.
-func (ep *Endpoint) covering(old *box, a actReauth) (SAID, bool) {
+// both ends, and they must not end both. settled: the peer has it too, and sends on it.
+func (ep *Endpoint) covering(old *box, a actReauth) (id SAID, ok, settled bool) {
+	now := ep.cfg.Clock.Now()
 	ep.mu.Lock()
 	var others []*box
 	for _, o := range ep.byPeer[a.peer] {
@@ -165,25 +168,28 @@ func (ep *Endpoint) covering(old *box, a actReauth) (SAID, bool) {
 	ep.mu.Unlock()
 	for _, o := range others {
 		o.step.Lock()
-		ok := o.sa.covers(a)
+		ok, settled := o.sa.covers(a, now)
 		o.step.Unlock()
 		if ok {
-			return o.id, true
+			return o.id, true, settled
 		}
 	}
-	return 0, false
+	return 0, false, false
 }
 
-func (sa *SA) covers(a actReauth) bool {
+func (sa *SA) covers(a actReauth, now time.Time) (ok, settled bool) {
 	if sa.state != StateEstablished || sa.cur.spiI <= a.spi {
-		return false
+		return false, false
 	}
+	settled = now.Sub(sa.est.created) >= reauthGrace
 	for _, name := range a.children {
-		if !slices.ContainsFunc(sa.est.children, func(c *child) bool { return c.queue == 0 && c.stands(name) }) {
-			return false
+		i := slices.IndexFunc(sa.est.children, func(c *child) bool { return c.queue == 0 && c.stands(name) })
+		if i < 0 {
+			return false, false
 		}
+		settled = settled && sa.est.children[i].sendNow
 	}
-	return true
+	return true, settled
 }
 
 // replaced ends an IKE SA whose place was taken.
