@@ -37,8 +37,9 @@ type authState struct {
 	childSA     []suite.Offer // from the first request
 	tsi         *message.TS
 	tsr         *message.TS
-	wantsTicket bool // the first request asks for a ticket
-	resource    bool // the first request wants several CHILD SAs (RFC 9611)
+	mobike      *parsed // the first request, with MOBIKE_SUPPORTED
+	wantsTicket bool    // the first request asks for a ticket
+	resource    bool    // the first request wants several CHILD SAs (RFC 9611)
 
 	// Initiator.
 	resp     *parsed // the answer under judgement

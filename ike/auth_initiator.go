@@ -56,6 +56,7 @@ func (sa *SA) sendRound(auth authValue) {
 			// RFC 7296, section 2.4.
 			out.notify(message.NotifyInitialContact, nil)
 		}
+		sa.announceMobike(out)
 		out.notify(message.NotifyTicketRequest, nil) // RFC 5723, section 4.2: in the first request
 		if !h.childless && !sa.addFirstChild(out) {
 			return
@@ -192,6 +193,7 @@ func (sa *SA) allProved(in *parsed) {
 	sa.cur.takeCrashToken(in)
 	sa.takeAuthLifetime(in)
 	sa.takeTicket(sa.cur, in)
+	sa.takeMobike(in)
 	if !h.childless {
 		sa.finishFirstChild(h, in)
 	}

@@ -109,6 +109,9 @@ func (sa *SA) takeFirstRequest(in *parsed) {
 	h.childSA, h.tsi, h.tsr, h.resource = in.sa, in.tsi, in.tsr, in.has(notifyResourceInfo)
 	h.multipleAuth = h.multipleAuth || in.has(message.NotifyMultipleAuthSupported)
 	h.initialContact = in.has(message.NotifyInitialContact)
+	if in.has(message.NotifyMOBIKESupported) {
+		h.mobike = in
+	}
 	h.wantsTicket = in.has(message.NotifyTicketRequest)
 }
 
@@ -321,6 +324,10 @@ func (sa *SA) answerLast(in *parsed, out *outgoing) {
 	sa.goUp(e)
 	g.takeCrashToken(in)
 	sa.addCrashToken(out, g)
+	if h.mobike != nil {
+		sa.takeMobike(h.mobike)
+		sa.announceMobike(out)
+	}
 	if h.wantsTicket {
 		sa.giveTicket(out, g)
 	}

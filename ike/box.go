@@ -182,9 +182,16 @@ func (b *box) status() (SAStatus, bool) {
 // The methods below are the host of the state machine: what it needs to know of the world, and
 // names that must be unique in it.
 
-func (b *box) said() SAID         { return b.id }
-func (b *box) config() *Config    { return &b.ep.cfg }
-func (b *box) rand() io.Reader    { return b.ep.cfg.Rand }
+func (b *box) said() SAID      { return b.id }
+func (b *box) config() *Config { return &b.ep.cfg }
+func (b *box) rand() io.Reader { return b.ep.cfg.Rand }
+func (b *box) addresses() []netip.Addr {
+	if a := b.ep.addrs.Load(); a != nil {
+		return *a
+	}
+	return nil
+}
+
 func (b *box) peers() *peerSet    { return b.ep.peers.Load() }
 func (b *box) nextChild() ChildID { return ChildID(b.ep.nextChild.Add(1)) }
 
@@ -361,6 +368,7 @@ type host interface {
 	freeESPSPI(uint32, ChildID)
 	firstContact(*PeerConfig) bool
 	another(peer string) bool
+	addresses() []netip.Addr
 	ticketKeys() ticketKeys
 	useTicket(*session) bool
 	keepSession(*session)

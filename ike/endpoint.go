@@ -23,6 +23,7 @@ type Endpoint struct {
 	nextSA     atomic.Uint64
 	nextChild  atomic.Uint64
 	nextStream atomic.Uint64
+	addrs      atomic.Pointer[[]netip.Addr]
 	tickets    atomic.Pointer[ticketKeys]
 	used       usedTickets
 	fresh      atomic.Int64 // IKE_SA_INIT requests of strangers that wait for a worker

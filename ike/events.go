@@ -35,6 +35,8 @@ type (
 	}
 	// evResumed: this generation lives on in another IKE SA, by its ticket.
 	evResumed struct{ spiI, spiR uint64 }
+	// evAddresses: our addresses are others.
+	evAddresses struct{}
 	// evRedirect: send the initiator to another gateway.
 	evRedirect struct{ to netip.Addr }
 	// evTimer: the deadline that the SA named has come.
@@ -82,6 +84,7 @@ func (evDatagram) isEvent()       {}
 func (evFresh) isEvent()          {}
 func (evTimer) isEvent()          {}
 func (evResume) isEvent()         {}
+func (evAddresses) isEvent()      {}
 func (evRedirect) isEvent()       {}
 func (evResumed) isEvent()        {}
 func (evSigned) isEvent()         {}

@@ -140,7 +140,7 @@ func (g *generation) onTimer() {
 	if r.exchange == exchangeResume {
 		tries = min(tries, resumeTries)
 	}
-	if r.tries >= tries || g.sa.path.Stream != 0 {
+	if r.tries >= tries+g.sa.repeated(r.tries+1) || g.sa.path.Stream != 0 {
 		g.sa.unanswered(g)
 		return
 	}
@@ -265,6 +265,7 @@ func (g *generation) onResponse(ev evDatagram) {
 	}
 	sa.lastSeen = sa.now
 	sa.adoptPath(ev.path)
+	sa.found(ev.path)
 	g.req = nil
 	if err != nil {
 		// Section 2.21.3: a malformed answer cannot be answered; the IKE SA is of no use.
@@ -340,7 +341,7 @@ func (sa *SA) dropGeneration(g *generation) {
 // adoptPath follows the peer to a new address. Called with an authentic message that is no
 // repetition.
 func (sa *SA) adoptPath(p Path) {
-	if p == sa.path {
+	if p == sa.path || sa.est != nil && sa.mob != nil { // RFC 4555, section 3.8: never by a packet's source
 		return
 	}
 	if p.Stream != 0 || sa.path.Stream != 0 {

@@ -11,10 +11,15 @@ import (
 // livenessTask asks the peer whether it lives: an empty INFORMATIONAL (RFC 7296, section 2.4).
 type livenessTask struct{}
 
-func (*livenessTask) build(sa *SA, _ *generation) (uint8, *outgoing, bool) {
-	return exchangeInformational, newOutgoing(), sa.state == StateEstablished
+func (*livenessTask) build(sa *SA, g *generation) (uint8, *outgoing, bool) {
+	out := newOutgoing()
+	if sa.asksNAT() {
+		sa.addNATDetection(out, g, sa.path)
+	}
+	return exchangeInformational, out, sa.state == StateEstablished
 }
-func (*livenessTask) done(*SA, *generation, *parsed) {}
+
+func (*livenessTask) done(sa *SA, g *generation, in *parsed) { sa.natChanged(g, in) }
 
 // deleteTask deletes CHILD SAs (RFC 7296, section 1.4.1): children, or bare inbound SPIs that the
 // peer believes in.
@@ -141,9 +146,13 @@ func (sa *SA) onInformational(g *generation, in *parsed) {
 		sa.close(Reason{Code: ReasonDeletedByPeer, Text: "the peer did not accept our authentication", Remote: true})
 		return
 	}
+	out := newOutgoing()
+	if !sa.onMobike(g, in, out) {
+		g.respond(in, out)
+		return
+	}
 	g.takeCrashToken(in)
 	sa.takeAuthLifetime(in)
-	out := newOutgoing()
 	if in.has(message.NotifyTicketRequest) {
 		sa.giveTicket(out, g)
 	}

@@ -416,7 +416,7 @@ func (sa *SA) takeInitResponse(ev evDatagram, in *parsed) {
 	}
 	force := sa.claimsNAT() || sa.path.Stream == 0 && (told.Addr().IsUnspecified() || told != sa.path.Local)
 	sa.nat = detectNAT(in, g.spiI, g.spiR, sa.path, force)
-	sa.float()
+	sa.float(sa.peer.Mobike && in.has(message.NotifyNATDetectionSourceIP))
 	sa.state = StateAuth
 }
 
@@ -427,9 +427,10 @@ func (sa *SA) later(err *RefusedError) {
 	}
 }
 
-// float moves to port 4500 when there is a NAT (RFC 7296, section 2.23).
-func (sa *SA) float() {
-	if sa.path.Encap || sa.path.Stream != 0 || !sa.nat.local && !sa.nat.remote {
+// float moves to port 4500 when there is a NAT (RFC 7296, section 2.23), or may come to be one (RFC
+// 4555, section 3.3).
+func (sa *SA) float(always bool) {
+	if sa.path.Encap || sa.path.Stream != 0 || !sa.nat.local && !sa.nat.remote && !always {
 		return
 	}
 	sa.path = Path{

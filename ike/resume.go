@@ -261,6 +261,7 @@ func (sa *SA) sendResumeAuth() {
 		out.notify(message.NotifyInitialContact, nil)
 	}
 	out.notify(message.NotifyTicketRequest, nil)
+	sa.announceMobike(out)
 	if !sa.addFirstChild(out) {
 		return
 	}

@@ -50,6 +50,7 @@ type SA struct {
 	target   Path
 
 	redirects redirects
+	mob       *mobike // nil: not in use
 
 	resume *session // to be resumed by us; nil once it was, or cannot be
 
@@ -87,6 +88,8 @@ func (sa *SA) Step(now time.Time, ev event) []action {
 		sa.onFresh(ev)
 	case evResume:
 		sa.onResume(ev)
+	case evAddresses:
+		sa.onAddresses()
 	case evRedirect:
 		if sa.state == StateEstablished {
 			sa.cur.enqueue(&redirectTask{ev.to})
@@ -371,8 +374,8 @@ func (sa *SA) status(now time.Time) SAStatus {
 // espPath is the path as the data path must know it: Encap says whether ESP is encapsulated.
 // IKE may run over port 4500 without a NAT, but then ESP need not (RFC 7296, section 2.23).
 func (sa *SA) espPath() Path {
-	p := sa.path
-	p.Encap = p.Encap && (sa.nat.local || sa.nat.remote)
+	p, nat := sa.mob.dataPath(sa.path, sa.nat)
+	p.Encap = p.Encap && (nat.local || nat.remote)
 	return p
 }
 

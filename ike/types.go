@@ -81,6 +81,10 @@ type PeerConfig struct {
 	// An initiator behind a NAT may come from elsewhere: identities decide, not addresses.
 	Remote []netip.AddrPort
 
+	// Mobike has both ends follow each other's changes of address (RFC 4555) when the peer does it
+	// too: see Endpoint.AddressChanged. IKE then uses port 4500 from IKE_AUTH on.
+	Mobike bool
+
 	// RedirectTo are the networks of gateways, beside Remote, to which a gateway of Remote may
 	// redirect us (RFC 5685). Whoever serves the connection there has to prove the same
 	// identities. A redirect to anywhere else is refused.

@@ -65,7 +65,7 @@ func (w *World) NewNode(name string, addr netip.Addr, edit func(*ike.Config)) (*
 		},
 		OpenStream: n.openStream, CloseStream: n.closeStream,
 		SendKeepalive: func(ike.Path) { n.Keepalives++ },
-		SourceAddr:    func(netip.Addr) netip.Addr { return addr },
+		SourceAddr:    n.source,
 	}
 	if edit != nil {
 		edit(&cfg)
@@ -85,7 +85,11 @@ func (n *Node) local(p ike.Path) netip.AddrPort {
 	if p.Encap {
 		port = 4500
 	}
-	return netip.AddrPortFrom(n.Addr, port)
+	a := n.Addr
+	if l := p.Local.Addr(); l.IsValid() && !l.IsUnspecified() {
+		a = l
+	}
+	return netip.AddrPortFrom(a, port)
 }
 
 func (n *Node) violate(format string, args ...any) {
@@ -250,4 +254,35 @@ func (n *Node) Carries(o *Node, name string) error {
 		}
 	}
 	return fmt.Errorf("%s sends CHILD SA %d with SPI %08x, which %s does not know", n.Name, id, c.SPIOut, o.Name)
+}
+
+// Move gives a node other addresses, the first of which it sends from when it may choose, and tells
+// its endpoint.
+func (n *Node) Move(addrs ...netip.Addr) {
+	w := n.world
+	for a, o := range w.nodes {
+		if o == n {
+			delete(w.nodes, a)
+		}
+	}
+	for _, a := range addrs {
+		w.nodes[a] = n
+	}
+	n.Addr = addrs[0]
+	w.Logf("%s: has %v", n.Name, addrs)
+	n.Endpoint.AddressChanged(addrs)
+}
+
+// source is the address that packets to remote leave from.
+func (n *Node) source(remote netip.Addr) netip.Addr {
+	if n.Addr.Is4() == remote.Is4() {
+		return n.Addr
+	}
+	var best netip.Addr
+	for a, o := range n.world.nodes {
+		if o == n && a.Is4() == remote.Is4() && (!best.IsValid() || a.Less(best)) {
+			best = a
+		}
+	}
+	return best
 }

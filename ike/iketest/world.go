@@ -201,11 +201,14 @@ func (w *World) send(from, to netip.AddrPort, msg []byte) {
 		w.sim.carry(from, to, msg)
 		return
 	}
+	gone := w.nodes[from.Addr()] == nil // an address that nobody has any more
 	if n := w.nats[from.Addr()]; n != nil {
 		from = n.out(from)
 	}
 	fate := ""
 	switch {
+	case gone:
+		fate = " (not our address)"
 	case w.Tap != nil && !w.Tap(from, to, msg):
 		fate = " (dropped by the test)"
 	case w.Link.Cut, w.Chance(w.Link.Loss):
