@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -302,9 +303,14 @@ func (r *Router) applyKernel(table *policy.Table) error {
 	for _, z := range view.Zones {
 		st.Zones = append(st.Zones, kernel.Zone{Name: z.Name, Prefixes: z.Prefixes, Interfaces: z.Interfaces})
 	}
+	var local []netip.Prefix
+	for _, z := range view.Zones {
+		local = append(local, z.Prefixes...)
+	}
 	for _, rem := range view.Remotes {
 		st.Remotes = append(st.Remotes, rem.Prefixes...)
 	}
+	st.Remotes = r.formerRemotes(st.Remotes, local)
 	for _, c := range table.Connections() {
 		for _, g := range c.Gateways {
 			st.Gateways = append(st.Gateways, g.Addr())

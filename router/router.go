@@ -384,8 +384,10 @@ func (r *Router) Reload(ctx context.Context) error {
 		return err
 	}
 	r.refreshCredentials(ctx)
-	if r.table() == nil {
+	if t := r.table(); t == nil {
 		r.loadPolicy()
+	} else if err := r.reapplyKernel(t); err != nil {
+		return err
 	}
 	r.setPeers()
 	r.centre.wake()

@@ -159,10 +159,10 @@ func (d *demo) run(ctx context.Context, l *lab.Lab) error {
 	if err := d.move(ctx); err != nil {
 		return err
 	}
-	if err := d.onTheWire(wire); err != nil {
+	if err := d.revoke(ctx); err != nil {
 		return err
 	}
-	return d.revoke(ctx)
+	return d.onTheWire(wire)
 }
 
 // firstPacket shows that the first packet of a flow makes its tunnel, how long that takes, and
