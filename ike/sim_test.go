@@ -42,7 +42,7 @@ func TestSimulator(t *testing.T) {
 	t.Parallel()
 	n, first := sims(400)
 	planted := os.Getenv("WARDGATE_SIM_PLANTED") != "" // the first violation will do, see planted_test.go
-	var next, done, crossings, rekeys, datagrams, packets atomic.Int64
+	var next, done, crossings, resumed, rekeys, datagrams, packets atomic.Int64
 	var mu sync.Mutex
 	var bad []iketest.Outcome
 	var wg sync.WaitGroup
@@ -56,6 +56,7 @@ func TestSimulator(t *testing.T) {
 				out := iketest.Run(iketest.NewPlan(first+uint64(i)), simHooks, false)
 				done.Add(1)
 				crossings.Add(int64(out.Crossings))
+				resumed.Add(int64(out.Resumed))
 				rekeys.Add(int64(out.Rekeys))
 				datagrams.Add(int64(out.Datagrams))
 				packets.Add(int64(out.Packets))
@@ -83,8 +84,8 @@ func TestSimulator(t *testing.T) {
 			t.Errorf("the least of it: %s\n%s\n%s", least.Violation, least.Diagram, p.JSON())
 		}
 	}
-	line := fmt.Sprintf("simulator: %d schedules from seed %d, %d violations (%d datagrams, %d rekeys of CHILD SAs, %d crossings of rekeys, %d packets)",
-		done.Load(), first, len(bad), datagrams.Load(), rekeys.Load(), crossings.Load(), packets.Load())
+	line := fmt.Sprintf("simulator: %d schedules from seed %d, %d violations (%d datagrams, %d rekeys of CHILD SAs, %d crossings of rekeys, %d IKE SAs resumed, %d packets)",
+		done.Load(), first, len(bad), datagrams.Load(), rekeys.Load(), crossings.Load(), resumed.Load(), packets.Load())
 	t.Log(line)
 	if name := os.Getenv("WARDGATE_SIM_OUT"); name != "" {
 		if err := os.WriteFile(name, []byte(line+"\n"), 0o644); err != nil { //nolint:gosec // a line to read

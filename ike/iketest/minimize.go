@@ -63,7 +63,7 @@ func Minimize(p *Plan, h Hooks) *Plan {
 		func(c *Plan) { c.PFS, c.Groups, c.Fragments = false, false, false },
 		func(c *Plan) { c.Hybrid = HybridNone },
 		func(c *Plan) { c.NAT = false },
-		func(c *Plan) { c.Crash, c.Hearing = false, false },
+		func(c *Plan) { c.Crash, c.Hearing, c.Tickets = false, false, false },
 		func(c *Plan) { c.Childless, c.PPK = [2]bool{}, [2]bool{} },
 		func(c *Plan) { c.Reauth = 0 },
 		func(c *Plan) { c.RekeyChild = 0 },

@@ -195,7 +195,7 @@ func (s *session) open(d int, msg []byte) (message.Payloads, *guarded) {
 func (o *oracle) sent(n *simNode, msg []byte) {
 	h, ok := headOf(msg)
 	if !ok {
-		if len(msg) >= 28 && msg[18] == 34 {
+		if len(msg) >= 28 && (msg[18] == 34 || msg[18] == 38) {
 			o.init0(n, msg)
 		}
 		return
@@ -245,7 +245,7 @@ func (o *oracle) sent(n *simNode, msg []byte) {
 	o.learn(n, s, h, hash, ps)
 }
 
-// init0 looks at an IKE_SA_INIT message.
+// init0 looks at an IKE_SA_INIT or IKE_SESSION_RESUME message.
 func (o *oracle) init0(n *simNode, msg []byte) {
 	spi := binary.BigEndian.Uint64(msg)
 	if msg[19]&0x20 == 0 {
@@ -253,7 +253,7 @@ func (o *oracle) init0(n *simNode, msg []byte) {
 	}
 	m, err := message.Parse(msg)
 	if err != nil {
-		o.r.violate("%s sends an IKE_SA_INIT message that cannot be parsed: %v", n.Name, err)
+		o.r.violate("%s sends a first message that cannot be parsed: %v", n.Name, err)
 		return
 	}
 	o.nonce(n, m.Payloads, spi^uint64(msg[19]))
@@ -430,6 +430,10 @@ func (w *watcher) IKEUp(i ike.SAInfo) {
 	o := &w.n.run.oracle
 	w.n.run.note("%s: IKE SA %d is up", w.n.Name, i.ID)
 	need := w.n.run.plan.rounds()
+	if i.Resumed {
+		need = 1 // the ticket stands for what was proved before (RFC 5723)
+		w.n.run.out.Resumed++
+	}
 	s := o.sessions[[2]uint64{i.SPIi, i.SPIr}]
 	theirs, ours := 0, 0
 	if s != nil {

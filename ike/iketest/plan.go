@@ -25,6 +25,7 @@ type Plan struct {
 	PFS                  bool          // CHILD SAs with a key exchange, of which odd nodes know one only
 	Hybrid               Hybrid        // additional key exchanges (RFC 9370)
 	Groups               bool          // odd nodes know only the second of the groups for the IKE SA
+	Tickets              bool          // session resumption (RFC 5723)
 	Crash                bool          // quick crash detection (RFC 6290)
 	Childless            [2]bool       // of even and odd nodes (RFC 6023)
 	PPK                  [2]bool       // of even and odd nodes (RFC 8784)
@@ -197,6 +198,7 @@ func NewPlan(seed uint64) *Plan {
 	if r.IntN(6) == 0 {
 		p.Childless = [2]bool{r.IntN(3) > 0, r.IntN(3) > 0}
 	}
+	p.Tickets = r.IntN(4) == 0
 	if r.IntN(10) == 0 {
 		p.Reauth = 20*time.Second + ms(60000)
 	}
@@ -253,8 +255,16 @@ func NewPlan(seed uint64) *Plan {
 		at = p.Link.Delay*time.Duration(2+r.IntN(5)) + ms(200)
 		p.Ops = append(p.Ops, randomOp(r, p, OpForge, at))
 		p.Ops[1].Node, p.Ops[1].Peer = p.Ops[0].Node, p.Ops[0].Peer
-	} else if r.IntN(3) > 0 {
+	} else if p.Tickets || r.IntN(3) > 0 {
 		at = 3 * time.Second // what comes next finds it up
+	}
+	if p.Tickets && r.IntN(2) == 0 {
+		// Both lose each other, and one comes back with its ticket.
+		n := p.Ops[0]
+		at = 70*time.Second + ms(20000)
+		p.Ops = append(p.Ops, Op{At: 4 * time.Second, Kind: OpCut, Node: n.Node, Peer: n.Peer, N: 1}, Op{At: at, Kind: OpHeal, Node: n.Node, Peer: n.Peer})
+		n.At = at
+		p.Ops = append(p.Ops, n)
 	}
 	for range 4 + r.IntN(14) {
 		// Most crossings happen within a round trip.

@@ -51,6 +51,7 @@ type Outcome struct {
 	Violation string // empty: none
 	Datagrams int
 	Rekeys    int // CHILD SAs that took another one's place
+	Resumed   int // IKE SAs that a ticket brought up (RFC 5723), at both ends
 	Crossings int // of rekeys of one SA by both ends, IKE and CHILD SAs
 	Packets   int // of Plan.Traffic
 	Diagram   string
@@ -208,6 +209,9 @@ func (n *simNode) boot() {
 		c.Verify = verifyKnown
 		if r.plan.Crash {
 			c.CrashSecret = bytes.Repeat([]byte{byte(n.i + 1)}, 32)
+		}
+		if r.plan.Tickets {
+			c.TicketSecrets = [][]byte{bytes.Repeat([]byte{byte(n.i + 100)}, 32)}
 		}
 		if r.plan.Hearing {
 			c.LastInbound = func(id ike.ChildID) time.Time {
