@@ -33,7 +33,8 @@ type Node struct {
 	Violations []string
 	// Keys are all keys that were ever installed for sending, by their octets.
 	keys   map[string]ike.ChildID
-	graves map[uint32]grave // by inbound SPI, see Traffic
+	had    map[netip.Addr]bool // addresses of before, see Move
+	graves map[uint32]grave    // by inbound SPI, see Traffic
 	world  *World
 
 	streams map[uint64]*streamEnd
@@ -52,7 +53,7 @@ func (w *World) NewNode(name string, addr netip.Addr, edit func(*ike.Config)) (*
 	n := &Node{
 		Name: name, Addr: addr, world: w, IKE: map[ike.SAID]ike.SAInfo{}, Children: map[ike.ChildID]*Child{},
 		Send: map[string]ike.ChildID{}, keys: map[string]ike.ChildID{},
-		graves: map[uint32]grave{}, streams: map[uint64]*streamEnd{},
+		graves: map[uint32]grave{}, had: map[netip.Addr]bool{}, streams: map[uint64]*streamEnd{},
 	}
 	cfg := ike.Config{
 		Clock: w, Rand: w.Rand(), Executor: w, Owner: n,
@@ -86,8 +87,8 @@ func (n *Node) local(p ike.Path) netip.AddrPort {
 		port = 4500
 	}
 	a := n.Addr
-	if l := p.Local.Addr(); l.IsValid() && !l.IsUnspecified() {
-		a = l
+	if l := p.Local.Addr(); n.had[l] || n.world.nodes[l] == n {
+		a = l // also when it is gone
 	}
 	return netip.AddrPortFrom(a, port)
 }
@@ -262,6 +263,7 @@ func (n *Node) Move(addrs ...netip.Addr) {
 	w := n.world
 	for a, o := range w.nodes {
 		if o == n {
+			n.had[a] = true
 			delete(w.nodes, a)
 		}
 	}
