@@ -22,6 +22,8 @@ type driver struct {
 	plain *net.UDPConn // port 500
 	natt  *net.UDPConn // port 4500
 
+	more map[netip.AddrPort]*net.UDPConn // of further addresses; under mu
+
 	lag atomic.Int64 // nanoseconds that every IKE message takes on its way, in each direction
 
 	mu       sync.Mutex
@@ -86,6 +88,16 @@ func (d *driver) send(p ike.Path, msg []byte) {
 }
 
 func (d *driver) write(p ike.Path, msg []byte) {
+	d.mu.Lock()
+	c := d.more[p.Local]
+	d.mu.Unlock()
+	if c != nil {
+		if p.Encap {
+			msg = append([]byte{0, 0, 0, 0}, msg...)
+		}
+		_, _ = c.WriteToUDPAddrPort(msg, p.Remote)
+		return
+	}
 	if p.Encap {
 		_, _ = d.natt.WriteToUDPAddrPort(append([]byte{0, 0, 0, 0}, msg...), p.Remote)
 		return
