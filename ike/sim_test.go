@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"wardgate/ike"
 	"wardgate/ike/iketest"
@@ -116,5 +117,30 @@ func TestSimulatorFound(t *testing.T) {
 				t.Errorf("%s\n%s", out.Violation, out.Diagram)
 			}
 		})
+	}
+}
+
+// TestReauthDoesNotMultiply: both ends reauthenticate a connection with two CHILD SAs again and again,
+// often at the same time. The IKE SAs stay few (found by the simulator: each time there were twice
+// as many).
+func TestReauthDoesNotMultiply(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(8) {
+		p := &iketest.Plan{
+			Seed: seed, Nodes: 2, Liveness: 25 * time.Second, Retransmit: 500 * time.Millisecond, Reauth: 20 * time.Second,
+			Link: iketest.Link{Delay: 100 * time.Millisecond, Jitter: 100 * time.Millisecond},
+			Ops: []iketest.Op{
+				{Kind: iketest.OpInitiate, Node: 0, Peer: 1},
+				{Kind: iketest.OpInitiate, Node: 0, Peer: 1, N: 1, At: 3 * time.Second},
+				{Kind: iketest.OpHeal, At: 10 * time.Minute},
+			},
+		}
+		out := iketest.Run(p, simHooks, true)
+		if out.Violation != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, out.Violation, out.Diagram)
+		}
+		if n := out.AtRest[0].IKE; n == 0 || n > 4 {
+			t.Errorf("seed %d: %d IKE SAs after ten minutes", seed, n)
+		}
 	}
 }
