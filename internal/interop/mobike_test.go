@@ -63,7 +63,7 @@ func TestStrongSwanMobike(t *testing.T) {
 		sc.d.ep.AddressChanged([]netip.Addr{sc.w.our})
 		sc.ss.ctl("--initiate", "--child", "net")
 		sc.uses("the connection", sc.w.our, sc.w.their)
-		run(t, "ip", "-n", sc.w.theirs, "addr", "add", theirs.String()+"/24", "dev", "eth0")
+		run(t, "ip", "-n", sc.w.theirs, "addr", "add", theirs.String()+"/25", "dev", "eth0") // a net of its own, which stays
 		run(t, "ip", "-n", sc.w.theirs, "addr", "del", sc.w.their.String()+"/24", "dev", "eth0")
 		sc.uses("strongSwan's move", sc.w.our, theirs)
 		sc.life(t, false)
