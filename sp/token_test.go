@@ -172,6 +172,7 @@ func TestKeysOnAToken(t *testing.T) {
 
 	h.back()
 	w.pass(time.Minute)
+	w.eventually("the policy that waited is made", func() bool { return i.head(devA) != head })
 	doc, _ = i.policy(a, tag)
 	if connections(doc) == "a-b a-c" {
 		t.Errorf("connections %q", connections(doc))

@@ -109,9 +109,7 @@ func refusesPolicy(t *testing.T, code string, plant func(w *world, a, b *device)
 	w.leave(devA, "group-a")
 	w.apply()
 	w.eventually("the next policy is in force", time.Second, func() bool { return a.sink.serial() == w.head(devA).Serial })
-	if len(a.told(centre.EventRecovered)) == 0 {
-		t.Error("nobody was told that it works again")
-	}
+	w.eventually("somebody is told that it works again", time.Second, func() bool { return len(a.told(centre.EventRecovered)) > 0 })
 }
 
 func TestRefusedPolicyForAnotherDevice(t *testing.T) {
