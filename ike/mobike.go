@@ -30,7 +30,6 @@ const (
 // mobike is the state of an IKE SA that both ends can move.
 type mobike struct {
 	peerAddrs []netip.Addr // that the peer told beside the one in use
-	addrs     []netip.Addr // our own, beside the one in use or with it
 
 	// Initiator. seq counts the changes, so that the answer to an update that was overtaken by the
 	// next change is told from the newest one's (pending_update of section 3.5).
@@ -109,7 +108,7 @@ func (sa *SA) addAddresses(out *outgoing) int {
 func peerAddrsOf(in *parsed) (list []netip.Addr, ok bool) {
 	ok = in.has(message.NotifyNoAdditionalAddresses)
 	for _, n := range in.notifies {
-		want := 0
+		var want int
 		switch n.Type {
 		case message.NotifyAdditionalIP4Address:
 			want = 4

@@ -204,11 +204,11 @@ func TestRedirectRefused(t *testing.T) {
 					}
 				}
 				g.w.For(20 * time.Second)
-				switch {
-				case c.code == "served":
+				switch c.code {
+				case "served":
 					g.w.For(10 * time.Second)
 					g.servedBy(g.c)
-				case c.code == "":
+				case "":
 					if when == "live" && len(g.b.IKE) == 0 {
 						break // B ended it, in the end
 					}
