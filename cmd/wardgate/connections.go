@@ -68,7 +68,10 @@ func printConnection(p *printer, x *control.Connection, now time.Time) {
 	}
 	if x.Gateway != "" {
 		at := "at " + plain(x.Gateway)
-		if x.Encap {
+		switch {
+		case x.TCP:
+			at += " (in TCP: UDP does not get through, or is not to be used)"
+		case x.Encap:
 			at += " (in UDP)"
 		}
 		facts = append(facts, at)
