@@ -398,3 +398,26 @@ func TestTCPNoFragments(t *testing.T) {
 		t.Error("fragments were sent")
 	}
 }
+
+// RFC 9329, section 7.3: resumption chooses its transport from scratch; the ticket is as good over TCP.
+func TestTCPResume(t *testing.T) {
+	for _, mode := range []ike.TCPMode{ike.TCPFallback, ike.TCPAlways} {
+		r := newResuming(t, pairOptions{both: withTCP(mode)})
+		r.up()
+		r.crash(nil)
+		if n := r.a.Streams(); n != 0 {
+			t.Errorf("%d TCP connections are left", n)
+		}
+		sent := noUDP(r.w, nil)
+		r.up()
+		r.onTCP()
+		for _, n := range []*iketest.Node{r.a, r.b} {
+			if !ikeOf(t, n).Resumed {
+				t.Errorf("mode %v: %s did not resume", mode, n.Name)
+			}
+		}
+		if want := map[ike.TCPMode]int{ike.TCPFallback: 3}[mode]; len(*sent) != want {
+			t.Errorf("mode %v: %d datagrams over UDP, want %d", mode, len(*sent), want)
+		}
+	}
+}

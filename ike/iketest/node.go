@@ -76,6 +76,9 @@ func (w *World) NewNode(name string, addr netip.Addr, edit func(*ike.Config)) (*
 		return nil, err
 	}
 	n.Endpoint = ep
+	if old := w.nodes[addr]; old != nil {
+		old.breakTCP() // it was restarted
+	}
 	w.nodes[addr] = n
 	return n, nil
 }

@@ -118,35 +118,26 @@ func (n *Node) Streams() int {
 // BreakTCP resets every TCP connection. Who opened one is told, and opens it anew.
 func (w *World) BreakTCP() {
 	for _, n := range w.nodes {
-		for _, e := range n.streams {
-			if e.other == nil {
-				continue
-			}
-			o := e.other
-			e.other, o.other = nil, nil
-			for _, x := range []*streamEnd{e, o} {
-				if x.dialed {
-					w.Logf("%s: TCP connection %d broke", x.node.Name, x.id)
-					x.node.Endpoint.StreamDown(x.id, errBroken)
-					w.at(reopenAfter, x.open)
-					continue
-				}
-				delete(x.node.streams, x.id)
-			}
-		}
+		n.breakTCP()
 	}
 }
 
-// UseStream has the node's endpoint learn that ESP of an IKE
-// SA came in on its newest TCP connection.
-func (n *Node) UseStream(id ike.SAID) {
-	var newest *streamEnd
+func (n *Node) breakTCP() {
+	w := n.world
 	for _, e := range n.streams {
-		if newest == nil || e.id > newest.id {
-			newest = e
+		if e.other == nil {
+			continue
 		}
-	}
-	if newest != nil {
-		n.Endpoint.StreamUsed(id, newest.path)
+		o := e.other
+		e.other, o.other = nil, nil
+		for _, x := range []*streamEnd{e, o} {
+			if !x.dialed {
+				delete(x.node.streams, x.id)
+				continue
+			}
+			w.Logf("%s: TCP connection %d broke", x.node.Name, x.id)
+			x.node.Endpoint.StreamDown(x.id, errBroken)
+			w.at(reopenAfter, x.open)
+		}
 	}
 }
