@@ -272,9 +272,7 @@ func (s *Stream) flush() {
 	}
 	s.count.OutCalls.Add(1)
 	s.count.OutBytes.Add(uint64(s.wrote))
-	switch s.errno { //nolint:errorlint // an Errno as it comes
-	case nil, unix.EAGAIN:
-	default:
+	if s.errno != nil && !errors.Is(s.errno, unix.EAGAIN) {
 		s.breakOff()
 		return
 	}
