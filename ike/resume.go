@@ -391,11 +391,15 @@ func (e *established) session(sa *SA, g *generation, expires time.Time) *session
 	}
 	for i, p := range e.proofs {
 		r := sessionRound{local: e.localIDs[i], remote: p.id}
-		if r.localMark = pskMark(s.skd, sa.peer.LocalAuth[i].PSK); e.localLeaves[i] != nil {
+		if e.localLeaves[i] != nil {
 			r.localMark = certMark(e.localLeaves[i])
+		} else {
+			r.localMark = pskMark(s.skd, sa.peer.LocalAuth[i].PSK)
 		}
-		if r.remoteMark = pskMark(s.skd, sa.peer.RemoteAuth[i].PSK); p.leaf != nil {
+		if p.leaf != nil {
 			r.remoteMark = certMark(p.leaf)
+		} else {
+			r.remoteMark = pskMark(s.skd, sa.peer.RemoteAuth[i].PSK)
 		}
 		s.rounds = append(s.rounds, r)
 	}

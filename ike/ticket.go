@@ -267,9 +267,11 @@ func (s *session) fits(cfg *PeerConfig, now time.Time) (chosen suite.Chosen, err
 		if !la.ID.Equal(r.local) || !containsID(ra.IDs, r.remote) {
 			return chosen, badTicket("the identities of round %d are not those of connection %q any more", i+1, cfg.Name)
 		}
-		ours := pskMark(s.skd, la.PSK)
+		var ours [32]byte
 		if len(la.PSK) == 0 {
 			ours = certMark(la.Chain[0])
+		} else {
+			ours = pskMark(s.skd, la.PSK)
 		}
 		if ours != r.localMark {
 			return chosen, badTicket("our credential of round %d is another one now", i+1)
