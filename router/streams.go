@@ -62,7 +62,7 @@ type streams struct {
 // streamWorker takes what comes in on some of the streams to the TUN, for one of them at a time.
 type streamWorker struct {
 	mu sync.Mutex
-	*inWorker
+	*inWorker // nil: not needed yet
 }
 
 // stream is a TCP connection under its number. One that we have opened is opened anew when it breaks,
@@ -87,9 +87,6 @@ func (r *Router) newStreams() *streams {
 	t.opt = wire.StreamOptions{Mark: r.mark(), Count: &t.count}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.workers = make([]streamWorker, len(r.dp.queues))
-	for i := range t.workers {
-		t.workers[i].inWorker = newStreamInWorker(r.dp.newWorker(i, i))
-	}
 	return t
 }
 
@@ -334,7 +331,8 @@ func (s *stream) endIdle() {
 func (s *stream) receive(conn *wire.Stream) error {
 	x := wire.NewInbox(headroom, !s.dialed)
 	begun, large := s.dialed, false
-	w := &s.t.workers[s.id%uint64(len(s.t.workers))]
+	queue := int(s.id % uint64(len(s.t.workers)))
+	w := &s.t.workers[queue]
 	for {
 		err := conn.Receive(x)
 		if !begun && x.Begun() {
@@ -348,6 +346,9 @@ func (s *stream) receive(conn *wire.Stream) error {
 		}
 		if len(x.Messages) > 0 {
 			w.mu.Lock()
+			if w.inWorker == nil {
+				w.inWorker = newStreamInWorker(s.t.r.dp.newWorker(queue, queue))
+			}
 			e := w.streamRound(s, x)
 			w.mu.Unlock()
 			if e != nil {
