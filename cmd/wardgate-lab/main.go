@@ -37,7 +37,7 @@ func run() int {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(demoCommand(), benchJSONCommand(), benchNetCommand(), benchReportCommand(), benchSPCommand(), benchIKECommand(), ikeResponderCommand(), labCACommand())
+	root.AddCommand(demoCommand(), benchJSONCommand(), benchNetCommand(), benchReportCommand(), benchSPCommand(), benchIKECommand(), ikeResponderCommand(), floodCommand(), labCACommand())
 	err := root.ExecuteContext(ctx)
 	switch {
 	case err == nil:
