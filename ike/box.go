@@ -481,12 +481,6 @@ func (ep *Endpoint) admitHalfOpen(p Path, spi uint64, make func(*box) *SA) (b *b
 	return b, false, nil
 }
 
-func (ep *Endpoint) halfOpenOf(addr netip.Addr) (all, ofAddr int) {
-	ep.mu.Lock()
-	defer ep.mu.Unlock()
-	return len(ep.half), ep.halfAddr[addr]
-}
-
 func remove[T comparable](s []T, v T) []T {
 	for i, x := range s {
 		if x == v {

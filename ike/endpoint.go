@@ -165,12 +165,16 @@ func (ep *Endpoint) handleFresh(p Path, h header, msg []byte) {
 	ep.mu.Lock()
 	b, closed := ep.half[key], ep.closed
 	reflected := ep.spis[h.spiI] != nil // our own request, sent back to us
+	wary := ep.waryLocked(p)
 	ep.mu.Unlock()
 	if closed || reflected {
 		return
 	}
 	if b != nil {
 		b.post(evDatagram{path: p, head: h, msg: bytes.Clone(msg)})
+		return
+	}
+	if wary && ep.answerCookie(p, h, msg) {
 		return
 	}
 	if ep.fresh.Add(1) > maxFreshInits {

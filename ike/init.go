@@ -501,9 +501,7 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
 		ep.answerInit(p, h, message.NewNotify(message.NotifyInvalidSyntax))
 		return
 	}
-	half, ofAddr := ep.halfOpenOf(p.Remote.Addr())
-	// The address of who has a TCP connection is proved: no cookie (RFC 9329, section 6.3).
-	if p.Stream == 0 && (half >= ep.cfg.CookieThreshold || ofAddr >= max(ep.cfg.MaxHalfOpenAddr/2, 1)) {
+	if ep.wary(p) {
 		c := in.notify(message.NotifyCookie)
 		if c == nil || !ep.cookies.valid(now, c.Data, in.nonce, p.cookieAddr(), h.spiI) {
 			ep.answerInit(p, h, message.NewNotify(message.NotifyCookie, ep.cookies.make(now, in.nonce, p.cookieAddr(), h.spiI)...))
