@@ -18,6 +18,7 @@ DATABASE ?=
 ROUNDS   ?= 3
 SUBJECTS ?=
 TESTS    ?=
+COUNT    ?= 1000
 TUNNELS  ?= 1,100,10000
 RULES    ?= 10,100000
 SECONDS_ := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
@@ -42,7 +43,7 @@ GOLANGCILINT_VERSION := v2.15.0
 WIREGUARD_VERSION := v0.0.0-20260522210424-ecfc5a8d5446
 NEBULA_VERSION    := v1.10.3
 
-.PHONY: help demo test lint fuzz interop soak kill sim bench bench-net bench-ike bench-sp clean \
+.PHONY: help demo test lint fuzz interop soak kill sim bench bench-net bench-ike bench-sp flood clean \
 	install build cross lint-lite test-unit test-sim test-e2e tools bench-peers bench-limit
 
 help: ## this list
@@ -93,10 +94,14 @@ bench: build ## packet and codec benchmarks: table, and JSON lines in build/benc
 		| $(BIN)/wardgate-lab benchjson --ratio Seal=Raw/Seal --ratio SealBatch=Raw/Seal --ratio Open=Raw/Open --ratio OpenBatch=Raw/Open \
 			--out $(BENCH)/micro.jsonl
 
-bench-ike: build ## IKE set-ups per second: JSON lines in build/bench/ike.jsonl (ROUNDS=3 SECONDS=5)
+bench-ike: install build ## IKE set-ups: both ends in one process, then responders, ours and strongSwan's in turn (as root): build/bench/ike.jsonl (ROUNDS=3 SECONDS=5 COUNT=1000)
 	@mkdir -p $(BENCH)
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(SECONDS_)s -count $(ROUNDS) ./ike \
 		| $(BIN)/wardgate-lab benchjson --out $(BENCH)/ike.jsonl
+	$(BIN)/wardgate-lab bench-ike --bin $(BIN) --rounds $(ROUNDS) --count $(COUNT) --tests '$(TESTS)' --out $(BENCH)/ike.jsonl
+
+flood: install build ## 50,000 spoofed IKE_SA_INIT a second at a router on one processor, and honest peers beside them (as root)
+	$(BIN)/wardgate-lab flood --bin $(BIN)
 
 bench-net: install build bench-peers bench-limit ## Wardgate and other tunnels in turn, in network namespaces (as root): build/bench/net.jsonl (ROUNDS=3 SECONDS=5 SUBJECTS= TESTS=)
 	@mkdir -p $(BENCH)

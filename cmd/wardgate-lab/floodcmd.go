@@ -45,6 +45,7 @@ func floodCommand() *cobra.Command {
 			if q := r.Quiet.Median(); q > 0 {
 				fmt.Printf("median under the flood: %.1f times the quiet one\n", float64(r.Under.Median())/float64(q))
 			}
+			fmt.Printf("datagrams that the router's sockets had no room for: %d, %.2f %%\n", r.NoRoom, 100*float64(r.NoRoom)/float64(max(r.Sent, 1)))
 			fmt.Printf("resident memory of the router: %d MiB before, %d MiB at most during, %d MiB after\n", r.RSS[0]>>20, r.RSS[1]>>20, r.RSS[2]>>20)
 			return nil
 		},

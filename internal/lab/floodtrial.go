@@ -31,6 +31,7 @@ type FloodReport struct {
 	Quiet, Under Honest
 	RSS          [3]int64      // resident octets of the router: before, the most of during, after
 	CPU          time.Duration // of the router, during the flood
+	NoRoom       uint64        // datagrams that the router's sockets had no room for: it was not given its processor in time
 }
 
 // Honest is how connections came up, one after the other.
@@ -104,6 +105,10 @@ func (l *Lab) Flooded(ctx context.Context, t FloodTrial) (r *FloodReport, err er
 		return nil, err
 	}
 
+	full0, err := p.B.noRoom()
+	if err != nil {
+		return nil, err
+	}
 	attack, stop := context.WithCancel(ctx)
 	defer stop()
 	attacked := make(chan error, 1)
@@ -145,6 +150,8 @@ func (l *Lab) Flooded(ctx context.Context, t FloodTrial) (r *FloodReport, err er
 	if err == nil {
 		r.RSS[2], err = victim.RSS()
 	}
+	full1, fullErr := p.B.noRoom()
+	r.NoRoom, err = full1-full0, errors.Join(err, fullErr)
 	if err != nil {
 		return nil, withTails(err, p)
 	}
@@ -218,6 +225,29 @@ func watchRSS(ctx context.Context, p *Process) (most int64) {
 			return most
 		}
 	}
+}
+
+// noRoom counts the UDP datagrams that the namespace's sockets had no room for.
+func (n *Netns) noRoom() (count uint64, err error) {
+	return count, n.Do(func() error {
+		var names []string
+		for _, line := range readLines("/proc/thread-self/net/snmp") {
+			f := strings.Fields(line)
+			switch {
+			case len(f) == 0 || f[0] != "Udp:":
+			case names == nil:
+				names = f
+			default:
+				i := slices.Index(names, "RcvbufErrors")
+				if i < 0 || i >= len(f) {
+					return errors.New("lab: no RcvbufErrors in /proc/net/snmp")
+				}
+				count, err = strconv.ParseUint(f[i], 10, 64)
+				return err
+			}
+		}
+		return errors.New("lab: no UDP counters in /proc/net/snmp")
+	})
 }
 
 // neighbour finds the hardware address of an IPv4 neighbour that this thread's namespace has spoken
