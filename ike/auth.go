@@ -406,7 +406,8 @@ func (sa *SA) onVerdict(ev evVerdict) {
 	h.candidates = filter(h.candidates, func(b *branch) bool { return convinced[b.trust] })
 	if in.auth.Method != message.AuthMethod(suite.AuthPSK) {
 		chain := x509Chain(in.certs)
-		p.leaf, p.intermediates, p.ocsp = chain[0], chain[1:], ocspResponses(in.certs)
+		// Copies, so that the whole message is not kept for as long as the IKE SA stands.
+		p.leaf, p.intermediates, p.ocsp = bytes.Clone(chain[0]), cloneAll(chain[1:]), cloneAll(ocspResponses(in.certs))
 		cert, err := x509.ParseCertificate(p.leaf)
 		if err != nil {
 			sa.fail(err)
@@ -420,6 +421,14 @@ func (sa *SA) onVerdict(ev evVerdict) {
 	} else {
 		sa.peerProved()
 	}
+}
+
+func cloneAll(list [][]byte) [][]byte {
+	var out [][]byte
+	for _, b := range list {
+		out = append(out, bytes.Clone(b))
+	}
+	return out
 }
 
 // establish makes the state of an IKE SA in which everything is proved. It is the only place

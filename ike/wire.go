@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -196,7 +197,7 @@ func (o *outgoing) ts(tsi, tsr []Selector) *outgoing {
 func offersOf(p *message.SA) []suite.Offer {
 	out := make([]suite.Offer, 0, len(p.Proposals))
 	for _, q := range p.Proposals {
-		f := suite.Offer{Number: q.Number, Protocol: uint8(q.Protocol), SPI: q.SPI}
+		f := suite.Offer{Number: q.Number, Protocol: uint8(q.Protocol), SPI: bytes.Clone(q.SPI)} // it stays with the SA: not the whole message
 		for _, t := range q.Transforms {
 			bits, known := t.KeyBits()
 			if !known {
