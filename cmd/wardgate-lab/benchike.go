@@ -295,8 +295,7 @@ func (b *ikeBench) ratio(t ikeTest) {
 // responder is one that runs.
 type responder struct {
 	process *lab.Process
-	helper  string // its child process's name, whose time is its own; empty: none
-	settle  func(context.Context) error
+	helper  string                                        // its child process's name, whose time is its own; empty: none
 	status  func(context.Context) (ikeload.Status, error) // nil: only what the kernel says
 	stop    func() error
 }

@@ -51,7 +51,7 @@ func Respond(ctx context.Context, j *Job, profile string) (err error) {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	l, err := net.Listen("unix", j.Status)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", j.Status)
 	if err != nil {
 		return err
 	}
