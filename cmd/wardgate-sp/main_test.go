@@ -22,6 +22,7 @@ import (
 
 	"wardgate/internal/certs"
 	"wardgate/internal/labca"
+	"wardgate/policy"
 	"wardgate/sp"
 	"wardgate/sp/operator"
 	"wardgate/sp/registry"
@@ -399,20 +400,54 @@ func TestServe(t *testing.T) {
 		w.Close()
 	}()
 	log := bufio.NewScanner(r)
-	ready := false
+	ready, given := false, false
 	for log.Scan() {
 		var line struct{ Level, Msg string }
 		if err := json.Unmarshal(log.Bytes(), &line); err != nil {
 			t.Errorf("log: %q: %v", log.Text(), err)
 		}
-		if line.Msg == "ready" {
+		switch line.Msg {
+		case "ready":
 			ready = true
-			cancel()
+		case "policies made":
+			if !given {
+				given = true
+				devicePolicy(b)
+				cancel()
+			}
 		}
 	}
-	if got := <-code; got != exitOK || !ready {
-		t.Errorf("exit %d, ready %t", got, ready)
+	if got := <-code; got != exitOK || !ready || !given {
+		t.Errorf("exit %d, ready %t, policies made %t", got, ready, given)
 	}
+}
+
+// devicePolicy: the file that a device would be sent is given out, for carrying by hand.
+func devicePolicy(b *bench) {
+	b.Helper()
+	var answer struct {
+		Device string
+		Serial uint64
+	}
+	b.json(&answer, "device", "policy", "A.devices.example", "--out", b.path("a.jws"))
+	text, err := os.ReadFile(b.path("a.jws"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	doc, _, err := policy.Inspect(text)
+	if err != nil || doc.Device.ID != "a.devices.example" || doc.Serial != answer.Serial || answer.Device != doc.Device.ID {
+		b.Errorf("%+v, %v, want what %+v says", doc, err, answer)
+	}
+	for want, args := range map[string][]string{
+		"exists":  {"a.devices.example", "--out", b.path("a.jws")},
+		"no such": {"nobody.devices.example", "--out", b.path("x.jws")},
+	} {
+		b.run(exitFailure, append([]string{"device", "policy"}, args...)...)
+		if _, err := os.Stat(b.path("x.jws")); err == nil {
+			b.Errorf("%s: a file was left", want)
+		}
+	}
+	b.run(exitUsage, "device", "policy", "a.devices.example")
 }
 
 func TestVersion(t *testing.T) {

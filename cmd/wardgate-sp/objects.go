@@ -128,6 +128,6 @@ func (c *cli) deviceCommand() *cobra.Command {
 	}
 	revoke.Flags().StringVar(&reason, "reason", "stolen", "stolen, left, gone or withdrawn")
 	revoke.Flags().StringVar(&why, "why", "", "for the history")
-	cmd.AddCommand(revoke)
+	cmd.AddCommand(revoke, c.devicePolicyCommand())
 	return cmd
 }
