@@ -172,7 +172,7 @@ func New(opt Options) (_ *Router, err error) {
 		return nil, err
 	}
 	now := time.Now()
-	tickets, err := ticketSecrets(cfg.Daemon.StateDir, now)
+	tickets, err := ticketSecrets(cfg.Daemon.RunDir, now)
 	if err != nil {
 		return nil, err
 	}

@@ -30,7 +30,9 @@ const (
 )
 
 // ticketSecret seals tickets. Whoever has one while it is in use can be any peer to this router, so
-// that none lives long, and the file is root's.
+// that none lives long, the file is root's, and lies in the runtime directory, which is memory: it is
+// there again after the daemon has crashed, and gone with the power. What is on the disk of a stolen
+// router opens nothing without its token.
 type ticketSecret struct {
 	Made   time.Time `json:"made"`
 	Secret []byte    `json:"secret"`
@@ -86,7 +88,7 @@ func (r *Router) tendTickets(now time.Time) {
 		return
 	}
 	r.ticketsTended = now
-	secrets, err := ticketSecrets(r.cfg.Daemon.StateDir, now)
+	secrets, err := ticketSecrets(r.cfg.Daemon.RunDir, now)
 	if err == nil {
 		err = r.ep.SetTicketSecrets(secrets...)
 	}
