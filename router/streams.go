@@ -61,7 +61,7 @@ type streams struct {
 
 // streamWorker takes what comes in on some of the streams to the TUN, for one of them at a time.
 type streamWorker struct {
-	mu sync.Mutex
+	mu        sync.Mutex
 	*inWorker // nil: not needed yet
 }
 
