@@ -344,7 +344,7 @@ func TestComplaints(t *testing.T) {
 		{exitUsage, "unknown command", []string{"nothing"}},
 		{exitUsage, "unknown flag", []string{"plan", "--nothing"}},
 		{exitUsage, "accepts 1 arg", []string{"plan"}},
-		{exitUsage, "expected one of list, revoke, show", []string{"device", "nothing"}},
+		{exitUsage, "expected one of list, policy, revoke, show", []string{"device", "nothing"}},
 		{exitUsage, "--reason: expected", []string{"device", "revoke", "a.devices.example", "--reason", "bored"}},
 		{exitUsage, "expected a folder", []string{"plan", b.path("anchors.pem")}},
 		{exitFailure, "no such file", []string{"plan", b.path("nothing")}},
