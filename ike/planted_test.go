@@ -80,7 +80,7 @@ var plantedBugs = []plantedBug{
 	}, "still holds"},
 	{"half-open IKE SAs are never forgotten", []plantedEdit{
 		{"sa.go", "			sa.halfOpenExpired()\n", "\t\t\th.deadline = zeroTime\n"},
-	}, "no agreement"},
+	}, "no agreement|still holds"},
 	{"an SPI is not given back", []plantedEdit{
 		{"create.go", "		sa.host.freeESPSPI(t.spi, t.id)\n		t.id = 0\n", "		t.id = 0\n"},
 	}, "ESP"},
