@@ -215,7 +215,7 @@ func TestUnreachable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if _, err := control.Listen(control.ServerOptions{Socket: dead, Backend: &controltest.Fake{}}); err == nil || !strings.Contains(err.Error(), "another wardgated") {
+	if _, err := control.Listen(control.ServerOptions{Socket: dead, Backend: &controltest.Fake{}}); err == nil || !strings.Contains(err.Error(), "another daemon") {
 		t.Errorf("second daemon: %v", err)
 	}
 	file := filepath.Join(dir, "file")

@@ -8,6 +8,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+
+	"wardgate/internal/localsocket"
 )
 
 // DecodeFlow is decodeFlow, for the fuzz target.
@@ -42,7 +44,7 @@ func HandlerForFuzz(b Backend) func(method, target string, body []byte) (int, []
 		}
 		r.Body = io.NopCloser(strings.NewReader(string(body)))
 		w := httptest.NewRecorder()
-		h.ServeHTTP(w, r.WithContext(context.WithValue(context.Background(), peerKey{}, &peer{uid: s.own})))
+		h.ServeHTTP(w, r.WithContext(localsocket.WithPeer(context.Background(), &localsocket.Peer{UID: s.own})))
 		return w.Code, w.Body.Bytes(), true
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log"
 	"net"
 	"net/http"
@@ -18,7 +17,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
+	"wardgate/internal/localsocket"
 )
 
 // Limits of the server. A caller is local and mostly trusted, but a runaway script must not take
@@ -63,29 +62,9 @@ func Listen(opt ServerOptions) (*Server, error) {
 	if opt.Log == nil {
 		opt.Log = func(string, ...any) {}
 	}
-	gid, err := groupID(opt.Group)
+	ln, gid, err := localsocket.Listen(opt.Socket, opt.Group)
 	if err != nil {
-		return nil, err
-	}
-	if err := clearSocket(opt.Socket); err != nil {
-		return nil, err
-	}
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: opt.Socket, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("control: listening at %s: %w", opt.Socket, err)
-	}
-	// Until here the socket has the process's default mode; whoever connects is checked again.
-	mode := fs.FileMode(0o600)
-	if gid >= 0 {
-		mode = 0o660
-		err = os.Chown(opt.Socket, -1, gid)
-	}
-	if err == nil {
-		err = os.Chmod(opt.Socket, mode)
-	}
-	if err != nil {
-		ln.Close()
-		return nil, fmt.Errorf("control: setting owner and mode of %s: %w", opt.Socket, err)
+		return nil, fmt.Errorf("control: %w", err)
 	}
 	s := &Server{opt: opt, gid: gid, own: uint32(os.Geteuid()), ln: ln, busy: make(chan struct{}, maxRequests)}
 	s.http = &http.Server{
@@ -96,37 +75,9 @@ func Listen(opt ServerOptions) (*Server, error) {
 		IdleTimeout:       idleTime,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          log.New(logWriter{opt.Log}, "", 0),
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, peerKey{}, peerOf(c))
-		},
+		ConnContext:       localsocket.With,
 	}
 	return s, nil
-}
-
-// clearSocket removes a socket at which nobody answers.
-func clearSocket(path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("control: %w", err)
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("control: %s exists and is no socket: expected nothing there, or the socket of an earlier run", path)
-	}
-	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(context.Background(), "unix", path)
-	if err == nil {
-		c.Close()
-		return fmt.Errorf("control: somebody answers at %s: another wardgated is running", path)
-	}
-	if !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("control: looking who is at %s: %w", path, err)
-	}
-	if err := os.Remove(path); err != nil {
-		return fmt.Errorf("control: removing an old socket: %w", err)
-	}
-	return nil
 }
 
 // Serve answers until Shutdown or Close, and then returns nil.
@@ -263,8 +214,7 @@ func (s *Server) handler() http.Handler {
 		})
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p, _ := r.Context().Value(peerKey{}).(*peer)
-		if !p.may(s.own, s.gid) {
+		if !localsocket.From(r.Context()).May(s.own, s.gid) {
 			s.opt.Log("control API: caller denied", "caller", Caller(r.Context()), "path", r.URL.Path)
 			s.fail(w, r, &Error{
 				Kind: KindDenied, Code: "denied", Title: "You may not use the control API",

@@ -76,12 +76,14 @@ func (s *Socket) counters() (c Counters) {
 // eventfd is readable: who uses the descriptor does not wait, and who comes later sees closed.
 func (s *Socket) quiesce() {
 	s.receive.using.Lock()
-	s.receive.using.Unlock() //nolint:staticcheck // to have held it is all that is wanted
+	//lint:ignore SA2001 to have held it is all that is wanted
+	s.receive.using.Unlock() //nolint:staticcheck // as above
 	s.mu.Lock()              // Counters; and every sender that may have seen the group open is in senders
 	senders := s.senders
 	s.mu.Unlock()
 	for _, x := range senders {
 		x.using.Lock()
+		//lint:ignore SA2001 as above
 		x.using.Unlock() //nolint:staticcheck // as above
 	}
 }

@@ -1,17 +1,14 @@
 package operator
 
 import (
-	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"wardgate/internal/localsocket"
 )
 
 // Limits of the HTTP servers, for everything that comes before a handler.
@@ -26,53 +23,11 @@ const (
 // ListenUnix makes the socket for root and one group (name or number; empty: none). A socket that a dead
 // centre left is replaced; one that answers is an error, for then another one runs.
 func ListenUnix(socket, group string) (net.Listener, error) {
-	gid, err := groupID(group)
+	ln, _, err := localsocket.Listen(socket, group)
 	if err != nil {
-		return nil, fmt.Errorf("operators.group: %w", err)
-	}
-	if err := clearSocket(socket); err != nil {
-		return nil, fmt.Errorf("operators.socket: %w", err)
-	}
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("operators.socket: %w", err)
-	}
-	// Until here the socket has the process's default mode; whoever connects is checked again.
-	mode := fs.FileMode(0o600)
-	if gid >= 0 {
-		mode = 0o660
-		err = os.Chown(socket, -1, gid)
-	}
-	if err == nil {
-		err = os.Chmod(socket, mode)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("operators.socket: owner and mode of %s: %w", socket, err), ln.Close())
+		return nil, fmt.Errorf("operators.socket or operators.group: %w", err)
 	}
 	return ln, nil
-}
-
-// clearSocket removes a socket at which nobody answers.
-func clearSocket(path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("%s: expected nothing there, or the socket of an earlier run, came something that is no socket", path)
-	}
-	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(context.Background(), "unix", path)
-	if err == nil {
-		_ = c.Close() // it was for the question alone
-		return fmt.Errorf("%s: expected nobody, somebody answers: another centre is running there", path)
-	}
-	if !errors.Is(err, unix.ECONNREFUSED) {
-		return err
-	}
-	return os.Remove(path)
 }
 
 func server() *http.Server {
@@ -86,17 +41,14 @@ func server() *http.Server {
 
 // UnixServer serves those whom the kernel vouches for, on a listener of ListenUnix with the same group.
 func (s *Server) UnixServer(group string) (*http.Server, error) {
-	gid, err := groupID(group)
+	gid, err := localsocket.Group(group)
 	if err != nil {
 		return nil, fmt.Errorf("operators.group: %w", err)
 	}
 	own := uint32(os.Geteuid())
 	h := server()
-	h.ConnContext = withPeer
-	h.Handler = s.handler(func(r *http.Request) caller {
-		p, _ := r.Context().Value(peerKey{}).(*peer)
-		return p.caller(own, gid)
-	})
+	h.ConnContext = localsocket.With
+	h.Handler = s.handler(func(r *http.Request) caller { return socketCaller(localsocket.From(r.Context()), own, gid) })
 	return h, nil
 }
 

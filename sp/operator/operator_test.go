@@ -280,7 +280,7 @@ func TestClientAndLocal(t *testing.T) {
 func TestSocketIsForOneCentre(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	if _, err := operator.ListenUnix(w.socket, ""); err == nil || !strings.Contains(err.Error(), "another centre") {
+	if _, err := operator.ListenUnix(w.socket, ""); err == nil || !strings.Contains(err.Error(), "another daemon") {
 		t.Errorf("a socket that is in use: %v", err)
 	}
 	if st, err := os.Stat(w.socket); err != nil || st.Mode().Perm() != 0o600 {
