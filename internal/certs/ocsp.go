@@ -74,7 +74,11 @@ func CheckOCSP(der []byte, cert, issuer *x509.Certificate, when time.Time) (*OCS
 	if len(der) > MaxOCSPBytes {
 		return nil, bad(CRLMissing, fmt.Sprintf("an OCSP response of at most %d octets", MaxOCSPBytes), fmt.Sprint(len(der)), nil)
 	}
-	// The library checks the signature by issuer, or by a certificate inside that issuer has signed.
+	// The library checks the signature by issuer, or by a certificate inside that issuer has signed; by that
+	// first, so that its key, which anybody may have put there, is bounded before.
+	if err := boundResponder(der); err != nil {
+		return nil, err
+	}
 	r, err := ocsp.ParseResponseForCert(der, cert, issuer)
 	if err != nil {
 		return nil, bad(CRLMissing, "an OCSP response about this certificate, signed by its issuer or whom that names", Quote(err.Error()), err)
@@ -105,6 +109,35 @@ func CheckOCSP(der []byte, cert, issuer *x509.Certificate, when time.Time) (*OCS
 		Good: r.Status == ocsp.Good, Revoked: r.Status == ocsp.Revoked, Reason: r.RevocationReason, RevokedAt: r.RevokedAt,
 		ThisUpdate: r.ThisUpdate, NextUpdate: r.NextUpdate,
 	}, nil
+}
+
+// boundResponder judges the key of the certificate by which the library verifies a response, where one is
+// inside. What it cannot read is left to the library, which refuses it.
+func boundResponder(der []byte) error {
+	var response struct {
+		Status asn1.Enumerated
+		Bytes  struct {
+			Type  asn1.ObjectIdentifier
+			Basic []byte
+		} `asn1:"explicit,tag:0,optional"`
+	}
+	if _, err := asn1.Unmarshal(der, &response); err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	var basic struct {
+		Data         asn1.RawValue
+		Algorithm    pkix.AlgorithmIdentifier
+		Signature    asn1.BitString
+		Certificates []asn1.RawValue `asn1:"explicit,tag:0,optional"`
+	}
+	if _, err := asn1.Unmarshal(response.Bytes.Basic, &basic); err != nil || len(basic.Certificates) == 0 {
+		return nil //nolint:nilerr // see above
+	}
+	c, err := x509.ParseCertificate(basic.Certificates[0].FullBytes)
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	return at(CheckPublicKey(c.PublicKey), c)
 }
 
 // aboutThis compares the CertID that names cert's serial number with cert's issuer. The library looks at

@@ -320,6 +320,9 @@ func checkOne(c *x509.Certificate, path []*x509.Certificate, i int, opt *Options
 	case opt.At.After(c.NotAfter):
 		return &Error{Class: Expired, Expected: "a certificate valid at " + stamp(opt.At), Got: "one valid until " + stamp(c.NotAfter), Do: "check this machine's clock; if it is right, have the certificate renewed"}
 	}
+	if err := checkConstraintForms(c); err != nil {
+		return err
+	}
 	if !isAnchor {
 		if err := checkCritical(c); err != nil {
 			return err
@@ -477,9 +480,6 @@ func askLibraryOnce(path []*x509.Certificate, when time.Time) bool {
 	acceptedPaths.add(key)
 	return true
 }
-
-// constrainsNames tells whether a certificate has name constraints (RFC 5280, section 4.2.1.10).
-func constrainsNames(c *x509.Certificate) bool { return hasExtension(c, oidExtNameConstraints) }
 
 // errOtherPath is a path that crypto/x509 does not take although it finds another one.
 var errOtherPath = errors.New("crypto/x509 finds another path through these certificates")
