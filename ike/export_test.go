@@ -137,3 +137,48 @@ func DecodeSession(b []byte) ([]byte, error) {
 	}
 	return s.encode(), nil
 }
+
+// ForgeSized is Forge with fragments of at most size octets, whatever was announced and configured.
+func (ep *Endpoint) ForgeSized(exchange uint8, id uint32, response bool, size int, ps message.Payloads) [][]byte {
+	for _, b := range ep.allBoxes() {
+		b.step.Lock()
+		defer b.step.Unlock()
+		g := b.sa.cur
+		if g == nil || g.prot == nil {
+			continue
+		}
+		in, err := message.EncodeInner(ps)
+		if err != nil {
+			panic(err)
+		}
+		msgs, err := in.Fragments(g.header(exchange, id, response), g.prot.out, size)
+		if err != nil {
+			panic(err)
+		}
+		return msgs
+	}
+	return nil
+}
+
+// NoFragments has the IKE SAs of an endpoint forget that the peer announced fragmentation.
+func (ep *Endpoint) NoFragments() {
+	for _, b := range ep.allBoxes() {
+		b.step.Lock()
+		b.sa.fragment = false
+		b.step.Unlock()
+	}
+}
+
+// Fragments returns how many fragments an endpoint's IKE SAs wait for the rest of.
+func (ep *Endpoint) Fragments() (n int) {
+	for _, b := range ep.allBoxes() {
+		b.step.Lock()
+		for _, g := range b.sa.gens {
+			req, _ := g.inRequest.Pending()
+			resp, _ := g.inResponse.Pending()
+			n += req + resp
+		}
+		b.step.Unlock()
+	}
+	return n
+}
