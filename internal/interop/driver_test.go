@@ -22,9 +22,11 @@ type driver struct {
 	plain *net.UDPConn // port 500
 	natt  *net.UDPConn // port 4500
 
-	more map[netip.AddrPort]*net.UDPConn // of further addresses; under mu
+	more sync.Map // of further addresses: netip.AddrPort → *net.UDPConn
+	data *plane   // our ESP
 
-	lag atomic.Int64 // nanoseconds that every IKE message takes on its way, in each direction
+	lag     atomic.Int64           // nanoseconds that every IKE message takes on its way, in each direction
+	arrival atomic.Pointer[func()] // called once, when a message of strongSwan's is there, which is taken up a lag later
 
 	mu       sync.Mutex
 	ike      map[ike.SAID]ike.SAInfo
@@ -34,7 +36,6 @@ type driver struct {
 	ends     []ike.Reason
 	refusals []ike.Refusal
 	failed   []error
-	esp      int
 }
 
 type realClock struct{}
@@ -45,19 +46,23 @@ func (realClock) AfterFunc(d time.Duration, f func()) func() {
 	return func() { t.Stop() }
 }
 
-func newDriver(t *testing.T, w *wire, peers ...*ike.PeerConfig) *driver {
+func newDriver(t *testing.T, w *wire, change func(*ike.Config), peers ...*ike.PeerConfig) *driver {
 	t.Helper()
 	d := &driver{
 		t: t, ike: map[ike.SAID]ike.SAInfo{}, children: map[ike.ChildID]ike.ChildSA{}, switched: map[ike.ChildID]bool{},
 		plain: listen(t, w.ours, netip.AddrPortFrom(w.our, 500)), natt: listen(t, w.ours, netip.AddrPortFrom(w.our, 4500)),
 	}
-	var err error
-	d.ep, err = ike.NewEndpoint(ike.Config{
+	d.data = newPlane(d)
+	c := ike.Config{
 		Clock: realClock{}, Rand: rand.Reader, Owner: d,
-		Send: d.send, SendKeepalive: func(p ike.Path) { _, _ = d.natt.WriteToUDPAddrPort([]byte{0xff}, p.Remote) },
+		Send: d.send, SendKeepalive: func(p ike.Path) { _, _ = d.socket(p).WriteToUDPAddrPort([]byte{0xff}, p.Remote) },
 		SourceAddr: func(netip.Addr) netip.Addr { return w.our },
-	})
-	if err != nil {
+	}
+	if change != nil {
+		change(&c)
+	}
+	var err error
+	if d.ep, err = ike.NewEndpoint(c); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.ep.SetPeers(peers); err != nil {
@@ -66,7 +71,8 @@ func newDriver(t *testing.T, w *wire, peers ...*ike.PeerConfig) *driver {
 	go d.receive(d.plain, netip.AddrPortFrom(w.our, 500), false)
 	go d.receive(d.natt, netip.AddrPortFrom(w.our, 4500), true)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		// An IKE SA that the peer has deleted stays for a second, to answer the Delete again.
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 		defer cancel()
 		_ = d.ep.Close(ctx)
 	})
@@ -88,21 +94,38 @@ func (d *driver) send(p ike.Path, msg []byte) {
 }
 
 func (d *driver) write(p ike.Path, msg []byte) {
-	d.mu.Lock()
-	c := d.more[p.Local]
-	d.mu.Unlock()
-	if c != nil {
-		if p.Encap {
-			msg = append([]byte{0, 0, 0, 0}, msg...)
-		}
-		_, _ = c.WriteToUDPAddrPort(msg, p.Remote)
-		return
+	if p.Encap {
+		msg = append([]byte{0, 0, 0, 0}, msg...)
+	}
+	_, _ = d.socket(p).WriteToUDPAddrPort(msg, p.Remote)
+}
+
+// socket returns the one that packets on a path leave from.
+func (d *driver) socket(p ike.Path) *net.UDPConn {
+	port := uint16(500)
+	if p.Encap {
+		port = 4500
+	}
+	if c, ok := d.more.Load(netip.AddrPortFrom(p.Local.Addr(), port)); ok {
+		return c.(*net.UDPConn)
 	}
 	if p.Encap {
-		_, _ = d.natt.WriteToUDPAddrPort(append([]byte{0, 0, 0, 0}, msg...), p.Remote)
-		return
+		return d.natt
 	}
-	_, _ = d.plain.WriteToUDPAddrPort(msg, p.Remote)
+	return d.plain
+}
+
+// onArrival has f called when the nth message of strongSwan's from now on has arrived, but was not taken up
+// yet. Meanwhile whatever we begin crosses it.
+func (d *driver) onArrival(n int, f func()) {
+	var seen atomic.Int32
+	g := func() {
+		if int(seen.Add(1)) == n {
+			d.arrival.Store(nil)
+			f()
+		}
+	}
+	d.arrival.Store(&g)
 }
 
 func (d *driver) receive(c *net.UDPConn, local netip.AddrPort, natt bool) {
@@ -115,15 +138,18 @@ func (d *driver) receive(c *net.UDPConn, local netip.AddrPort, natt bool) {
 		msg := buf[:n]
 		if natt {
 			if n < 5 || !bytes.Equal(msg[:4], []byte{0, 0, 0, 0}) {
-				d.mu.Lock()
-				d.esp++
-				d.mu.Unlock()
+				if n > 5 { // and no keepalive
+					d.data.receive(bytes.Clone(msg))
+				}
 				continue
 			}
 			msg = msg[4:]
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 		msg = bytes.Clone(msg)
+		if f := d.arrival.Load(); f != nil {
+			(*f)()
+		}
 		d.later(func() { d.ep.HandleDatagram(ike.Path{Local: local, Remote: from, Encap: natt}, msg) })
 	}
 }
@@ -140,13 +166,28 @@ func (d *driver) IKEDown(i ike.SAInfo, r ike.Reason) {
 }
 
 func (d *driver) ChildUp(c ike.ChildSA) {
+	d.data.up(c)
 	d.locked(func() { d.children[c.ID] = c; d.switched[c.ID] = c.SendNow })
 }
-func (d *driver) ChildSwitch(id ike.ChildID) { d.locked(func() { d.switched[id] = true }) }
+
+func (d *driver) ChildSwitch(id ike.ChildID) {
+	d.data.change(func(o *outbound) { o.use = o.use || o.id == id })
+	d.locked(func() { d.switched[id] = true })
+}
+
 func (d *driver) ChildDown(id ike.ChildID, r ike.Reason) {
+	d.data.down(id, r.Rekeyed)
 	d.locked(func() { delete(d.children, id); d.downs = append(d.downs, r) })
 }
-func (d *driver) PathChanged(ike.SAID, ike.Path) {}
+
+func (d *driver) PathChanged(id ike.SAID, path ike.Path) {
+	d.data.change(func(o *outbound) {
+		if o.sa == id {
+			o.path = path
+		}
+	})
+}
+
 func (d *driver) Refused(r ike.Refusal) {
 	d.t.Logf("refused: %s: %s: %v", r.Code, r.Text, r.Err)
 	d.locked(func() { d.refusals = append(d.refusals, r) })

@@ -55,6 +55,7 @@ type scene struct {
 	w  *wire
 	ss *strongswan
 	d  *driver
+	v6 bool // IPv6 in the tunnel, in what life does
 	// The credentials of both; nil with a PSK.
 	ourDevice, ourService, theirDevice, theirService *credential
 }
@@ -63,6 +64,9 @@ type sceneOptions struct {
 	ike, esp string
 	key      labca.KeyType
 	psk      bool
+	single   bool // one round of certificates, the devices'
+	inner6   bool // IPv6 as well in the tunnel
+	way      way
 	ppk      ppkUse
 	mobike   bool
 	six      bool   // a strongSwan of the tree of strongswan6.sh
@@ -72,6 +76,8 @@ type sceneOptions struct {
 	spoil    func(sc *scene)
 	edit     func(conf string) string
 	peer     func(*ike.PeerConfig)
+	config   func(*ike.Config)
+	charon   string // settings of charon's
 }
 
 const psk = "a pre-shared key of 32 octets!!!"
@@ -79,22 +85,33 @@ const psk = "a pre-shared key of 32 octets!!!"
 func newScene(t *testing.T, o sceneOptions) *scene {
 	t.Helper()
 	root := ""
+	if o.way.nat != nobody {
+		needs(t, "nft")
+	}
 	if o.six {
 		needs(t, "ip", "nsenter", "chroot")
 		root = needs6(t)
 	} else {
 		needs(t, "ip", "nsenter", charon, swanctl)
 	}
-	sc := &scene{w: newWire(t)}
+	sc := &scene{w: newWire(t, o.way)}
+	inner := 1
+	if o.inner6 {
+		inner = 2
+	}
+	var local, remote []ike.Selector
+	for i := range inner {
+		local, remote = append(local, ts(ourNets[i])...), append(remote, ts(theirNets[i])...)
+	}
 	peer := &ike.PeerConfig{
 		Name: "clinic", Local: sc.w.our, Remote: []netip.AddrPort{netip.AddrPortFrom(sc.w.their, 500)},
 		Proposals: must(suite.ParseProposals(suite.ProtocolIKE, strings.Fields(o.ike))),
 		Children: []ike.ChildConfig{{
-			Name: "net", LocalTS: ts("10.1.0.0/24"), RemoteTS: ts("10.2.0.0/24"),
+			Name: "net", LocalTS: local, RemoteTS: remote,
 			Proposals: must(suite.ParseProposals(suite.ProtocolESP, strings.Fields(o.esp))),
 		}},
 	}
-	sc.ss = startStrongSwan(t, sc.w, root)
+	sc.ss = startStrongSwan(t, sc.w, root, o.charon)
 	if o.theirIKE == "" {
 		o.theirIKE = o.ike
 	}
@@ -105,8 +122,16 @@ func newScene(t *testing.T, o sceneOptions) *scene {
 	if o.mobike {
 		mobike = "yes"
 	}
-	conf := fmt.Sprintf("connections {\n dual {\n version = 2\n mobike = %s\n local_addrs = %v\n remote_addrs = %v\n proposals = %s\n %s\n", mobike, sc.w.their, sc.w.our, o.theirIKE, o.more)
-	child := fmt.Sprintf(" children {\n net {\n local_ts = 10.2.0.0/24\n remote_ts = 10.1.0.0/24\n esp_proposals = %s\n }\n }\n }\n}\n", o.theirESP)
+	ourAddr := sc.w.our
+	switch o.way.nat {
+	case nobody:
+	case we:
+		ourAddr = sc.w.outside
+	case they:
+		peer.Remote = []netip.AddrPort{netip.AddrPortFrom(sc.w.outside, 500)}
+	}
+	conf := fmt.Sprintf("connections {\n dual {\n version = 2\n mobike = %s\n local_addrs = %v\n remote_addrs = %v\n proposals = %s\n %s\n", mobike, sc.w.their, ourAddr, o.theirIKE, o.more)
+	child := fmt.Sprintf(" children {\n net {\n local_ts = %s\n remote_ts = %s\n esp_proposals = %s\n }\n }\n }\n}\n", strings.Join(theirNets[:inner], ", "), strings.Join(ourNets[:inner], ", "), o.theirESP)
 	if o.psk {
 		id := func(s string) ike.Identity { return must(ike.ParseIdentity(s)) }
 		peer.LocalAuth = []ike.LocalAuth{{ID: id("ours.example"), PSK: []byte(psk)}}
@@ -131,6 +156,10 @@ func newScene(t *testing.T, o sceneOptions) *scene {
 		sc.ss.own("service", sc.theirService)
 		conf += fmt.Sprintf(" local-1 {\n auth = pubkey\n certs = device.pem\n id = %s\n }\n local-2 {\n auth = pubkey\n certs = service.pem\n id = %s\n }\n", sc.theirDevice.name, sc.theirService.name)
 		conf += fmt.Sprintf(" remote-1 {\n auth = pubkey\n id = %s\n cacerts = device.pem\n }\n remote-2 {\n auth = pubkey\n id = %s\n cacerts = service.pem\n }\n", sc.ourDevice.name, sc.ourService.name)
+		if o.single {
+			peer.LocalAuth, peer.RemoteAuth = peer.LocalAuth[:1], peer.RemoteAuth[:1]
+			conf = without(without(conf, " local-2 {"), " remote-2 {")
+		}
 		conf += child
 	}
 	conf = o.ppk.configure(peer, conf)
@@ -141,15 +170,36 @@ func newScene(t *testing.T, o sceneOptions) *scene {
 		conf = o.edit(conf)
 	}
 	sc.ss.configure(conf)
-	sc.d = newDriver(t, sc.w, peer)
+	sc.d = newDriver(t, sc.w, o.config, peer)
 	return sc
 }
 
-// life rekeys a standing connection from both ends and ends it from one.
+// without returns a configuration without one of its sections, which begins so.
+func without(conf, begin string) string {
+	from := strings.Index(conf, begin)
+	return conf[:from] + conf[from+strings.Index(conf[from:], " }\n")+3:]
+}
+
+// connect makes the connection, from our end or strongSwan's.
+func (sc *scene) connect(t *testing.T, weInitiate bool) {
+	t.Helper()
+	if weInitiate {
+		if err := sc.d.ep.Initiate("clinic", "net"); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		sc.ss.ctl("--initiate", "--child", "net")
+	}
+	sc.d.wait("the connection", func() bool { return len(sc.d.children) == 1 })
+}
+
+// life rekeys a standing connection from both ends, while data flows both ways, and ends it from one.
 func (sc *scene) life(t *testing.T, weDelete bool) {
 	t.Helper()
 	d := sc.d
 	sc.ss.wait(1, 1)
+	f := sc.flow(t, sc.v6)
+	f.both("after the set-up")
 
 	_, c := d.only()
 	if err := d.ep.RekeyChild(c.ID); err != nil {
@@ -175,6 +225,8 @@ func (sc *scene) life(t *testing.T, weDelete bool) {
 		t.Fatal(err)
 	}
 	sc.rekeyed(t, "we rekeyed the CHILD SA under strongSwan's new keys", c)
+	f.both("after the last rekey")
+	f.lossless(t)
 
 	if weDelete {
 		d.ep.Terminate("clinic", "the test is over")

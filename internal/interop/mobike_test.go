@@ -1,7 +1,6 @@
 package interop
 
 import (
-	"net"
 	"net/netip"
 	"testing"
 
@@ -16,12 +15,7 @@ func (sc *scene) reach(t *testing.T, a netip.Addr) {
 	for _, port := range []uint16{500, 4500} {
 		at := netip.AddrPortFrom(a, port)
 		c := listen(t, sc.w.ours, at)
-		sc.d.locked(func() {
-			if sc.d.more == nil {
-				sc.d.more = map[netip.AddrPort]*net.UDPConn{}
-			}
-			sc.d.more[at] = c
-		})
+		sc.d.more.Store(at, c)
 		go sc.d.receive(c, at, port == 4500)
 	}
 }

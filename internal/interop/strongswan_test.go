@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -59,8 +58,8 @@ func (s *strongswan) command(env []string, args ...string) *exec.Cmd {
 }
 
 // startStrongSwan starts charon in the far namespace. Nothing is read from /etc: the plugins are
-// listed. ESP is kernel-libipsec, in user space, which always claims a NAT.
-func startStrongSwan(t *testing.T, w *wire, root string) *strongswan {
+// listed. ESP is kernel-libipsec, in user space, which always claims a NAT. settings are more of charon's.
+func startStrongSwan(t *testing.T, w *wire, root, settings string) *strongswan {
 	t.Helper()
 	s := &strongswan{t: t, root: root, dir: t.TempDir()}
 	if root != "" {
@@ -76,15 +75,18 @@ func startStrongSwan(t *testing.T, w *wire, root string) *strongswan {
 		}
 	}
 	s.write("strongswan.conf", fmt.Sprintf(`charon-systemd {
-  load = random nonce pem pkcs1 pkcs8 x509 pubkey constraints revocation openssl hmac kdf sha2 sha1 curve25519 gcm chapoly drbg kernel-libipsec kernel-netlink socket-default vici
+  load = random nonce pem pkcs1 pkcs8 x509 pubkey constraints revocation openssl hmac kdf sha2 sha1 curve25519 gcm chapoly drbg curl kernel-libipsec kernel-netlink socket-default vici
   retransmit_timeout = 1.0
   retransmit_tries = 4
   fragment_size = 1280
+  %[2]s
   filelog {
     main {
       path = %[1]s/charon.log
       default = 1
       flush_line = yes
+      time_format = %%H:%%M:%%S
+      time_add_ms = yes
     }
   }
   plugins {
@@ -96,7 +98,7 @@ func startStrongSwan(t *testing.T, w *wire, root string) *strongswan {
 swanctl {
   load = pem pkcs1 pkcs8 x509 pubkey openssl random nonce
 }
-`, s.dir))
+`, s.dir, settings))
 	cmd := s.command([]string{"STRONGSWAN_CONF=" + s.dir + "/strongswan.conf"}, charon)
 	cmd.Args = append([]string{"nsenter", "--net=/run/netns/" + w.theirs}, cmd.Args...)
 	cmd.Path = must(exec.LookPath("nsenter"))
@@ -104,15 +106,9 @@ swanctl {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		done := make(chan struct{})
-		go func() { _ = cmd.Wait(); close(done) }()
-		select {
-		case <-done:
-		case <-time.After(5 * time.Second):
-			_ = cmd.Process.Kill()
-			<-done
-		}
+		// Asked to end, it takes a second when it had initiated; there is nothing that it could tidy up.
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
 		if t.Failed() {
 			log, _ := os.ReadFile(filepath.Join(s.root+s.dir, "charon.log"))
 			t.Logf("swanctl said:\n%s\ncharon said:\n%s", s.load, log)
