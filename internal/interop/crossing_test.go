@@ -3,85 +3,173 @@ package interop
 import (
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"wardgate/ike"
 	"wardgate/internal/labca"
 )
 
-// TestStrongSwanCrossing: both ends rekey at the same time, again and again, with and without
-// additional key exchanges (RFC 9370, section 2.2.4). One IKE SA and one CHILD SA are left.
+// crossing is what strongSwan does, and what we begin when the nth message that it sends for it has
+// arrived here, but was not taken up yet: so both ends have a request under way that the other one has not
+// seen, whatever the machine does (RFC 7296, section 2.25).
+type crossing struct {
+	theirs, ours string
+	nth          int
+}
+
+const (
+	rekeyChild  = "rekey CHILD SA"
+	rekeyIKE    = "rekey IKE SA"
+	deleteChild = "delete CHILD SA"
+	deleteIKE   = "delete IKE SA"
+)
+
+// crossings are all pairs, and the later steps of strongSwan's rekeys, which take so many messages of its
+// own: CREATE_CHILD_SA, IKE_FOLLOWUP_KE where there are additional key exchanges, Delete.
+func crossings(steps int) (list []crossing) {
+	all := []string{rekeyChild, rekeyIKE, deleteChild, deleteIKE}
+	for _, theirs := range all {
+		for _, ours := range all {
+			list = append(list, crossing{theirs, ours, 1})
+		}
+	}
+	for _, theirs := range all[:2] {
+		for _, ours := range all {
+			for nth := 2; nth <= steps; nth++ {
+				list = append(list, crossing{theirs, ours, nth})
+			}
+		}
+	}
+	for range 3 { // who loses is chance
+		list = append(list, crossing{rekeyChild, rekeyChild, 1}, crossing{rekeyIKE, rekeyIKE, 1})
+	}
+	return list
+}
+
+// TestStrongSwanCrossing: rekeys and deletes of both ends cross, with and without additional key exchanges
+// (RFC 9370, section 2.2.4), whoever initiated. Both ends agree then, and data flows.
 func TestStrongSwanCrossing(t *testing.T) {
 	for name, o := range map[string]sceneOptions{
-		"6, ML-KEM": {six: true, ike: "aes256gcm16-prfsha384-x25519-ke1_mlkem768", esp: "aes256gcm16-x25519-ke1_mlkem768", key: labca.P256},
-		"5.9":       {ike: "aes256gcm16-prfsha384-x25519", esp: "aes256gcm16-x25519", key: labca.P256},
+		"6, ML-KEM": {six: true, ike: hybridIKE, esp: hybridESP, key: labca.P256},
+		"5.9":       {ike: classicalIKE, esp: classicalESP, key: labca.P256},
 	} {
-		t.Run(name, func(t *testing.T) {
-			sc := newScene(t, o)
-			d := sc.d
-			if err := d.ep.Initiate("clinic", "net"); err != nil {
-				t.Fatal(err)
-			}
-			d.wait("the connection", func() bool { return len(d.children) == 1 })
-			sc.ss.wait(1, 1)
-			// Messages take 150 ms, and swanctl some until its request leaves: what is asked meanwhile
-			// crosses it, in each of the exchanges that a rekey takes.
-			d.lag.Store(int64(150 * time.Millisecond))
-			// agree waits until both ends have one IKE SA and one CHILD SA, the same ones.
-			agree := func() {
-				t.Helper()
-				d.wait("one IKE SA and one CHILD SA", func() bool { return len(d.children) == 1 && len(d.ike) == 1 })
-				for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-					s, out := d.ep.Snapshot(), sc.ss.ctl("--list-sas")
-					if len(s) == 1 && len(s[0].Children) == 1 && strings.Count(out, "ESTABLISHED, IKEv2") == 1 && strings.Count(out, "INSTALLED, TUNNEL") == 1 &&
-						strings.Contains(out, fmt.Sprintf("%08x", s[0].Children[0].SPIIn)) && strings.Contains(out, fmt.Sprintf("%08x", s[0].Children[0].SPIOut)) &&
-						strings.Contains(out, fmt.Sprintf("%016x", s[0].SPIi)) {
-						return
+		steps := 2
+		if o.six {
+			steps = 3
+		}
+		for _, weInitiate := range []bool{true, false} {
+			t.Run(name+map[bool]string{true: " responds", false: " initiates"}[weInitiate], func(t *testing.T) {
+				t.Parallel()
+				sc := newScene(t, o)
+				sc.connect(t, weInitiate)
+				f := sc.flow(t, false)
+				f.both("the connection") // so that we may ask for something at once
+				crossed := 0
+				list := crossings(steps)
+				for _, c := range list {
+					what := fmt.Sprintf("strongSwan: %s, we: %s at message %d", c.theirs, c.ours, c.nth)
+					switch {
+					case sc.cross(c):
+						crossed++
+					case c.nth == 1:
+						t.Errorf("%s: did not cross", what)
 					}
-					if time.Now().After(end) {
-						t.Fatalf("we have %+v, strongSwan has\n%s", s, out)
+					sc.agree(t, what)
+					sc.d.locked(func() { sc.d.failed = nil })
+					// What is gone is made again by whoever initiated at first.
+					if i, c := sc.counts(); i == 0 || c == 0 {
+						sc.connect(t, weInitiate)
+						sc.agree(t, what+": made again")
 					}
+					f.both(what)
 				}
-			}
-			rekeys := 0
-			// On a machine with other things to do nothing may cross at first.
-			for i := 0; i < 5 || i < 20 && sc.ss.said("collision") == 0; i++ {
-				for _, what := range []string{"child", "ike"} {
-					ikeSA, child := d.only()
-					var wg sync.WaitGroup
-					wg.Go(func() {
-						if what == "child" {
-							_, _ = sc.ss.try("--rekey", "--child", "net")
-						} else {
-							_, _ = sc.ss.try("--rekey", "--ike", "dual")
-						}
-					})
-					time.Sleep(time.Duration(30*(i%5)) * time.Millisecond)
-					if what == "child" {
-						_ = d.ep.RekeyChild(child.ID)
-					} else {
-						_ = d.ep.RekeyIKE(ikeSA.ID)
-					}
-					wg.Wait()
-					time.Sleep(2 * time.Second) // seven times as long as an exchange takes
-					agree()
-					if s := d.ep.Snapshot()[0]; s.SPIi != ikeSA.SPIi || s.Children[0].ID != child.ID {
-						rekeys++
-					}
+				lost, of, lost2, of2 := f.stop(t)
+				n := sc.ss.said("collision")
+				t.Logf("%d of %d crossed; strongSwan saw %d collisions of rekeys, and said TEMPORARY_FAILURE %d times; lost while SAs were deleted: %d of %d and %d of %d pings",
+					crossed, len(list), n, sc.ss.said("N(TEMP_FAIL)"), lost, of, lost2, of2)
+				if n == 0 {
+					t.Error("strongSwan saw no collision")
 				}
+			})
+		}
+	}
+}
+
+// counts are our IKE SAs and CHILD SAs.
+func (sc *scene) counts() (ikes, children int) {
+	sc.d.locked(func() { ikes, children = len(sc.d.ike), len(sc.d.children) })
+	return ikes, children
+}
+
+// cross does what c says. It tells whether our request left before strongSwan's message was taken up.
+func (sc *scene) cross(c crossing) (crossed bool) {
+	d := sc.d
+	ikeSA, child := d.only()
+	done := make(chan bool, 1)
+	d.onArrival(c.nth, func() {
+		before := d.requests.Load()
+		switch c.ours {
+		case rekeyChild:
+			_ = d.ep.RekeyChild(child.ID)
+		case deleteChild:
+			_ = d.ep.DeleteChild(child.ID, "the test wants it so")
+		case rekeyIKE:
+			_ = d.ep.RekeyIKE(ikeSA.ID)
+		case deleteIKE:
+			d.ep.Terminate("clinic", "the test wants it so")
+		}
+		// At strongSwan's last messages there may be nothing left to rekey or delete for us.
+		patience := 5 * time.Second
+		if c.nth > 1 {
+			patience = 100 * time.Millisecond
+		}
+		for end := time.Now().Add(patience); d.requests.Load() == before && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+		done <- d.requests.Load() > before
+	})
+	// An error says that something crossed it.
+	_, _ = sc.ss.try(map[string][]string{
+		rekeyChild: {"--rekey", "--child", "net"}, rekeyIKE: {"--rekey", "--ike", "dual"},
+		deleteChild: {"--terminate", "--child", "net", "--timeout", "3"}, deleteIKE: {"--terminate", "--ike", "dual", "--timeout", "3"},
+	}[c.theirs]...)
+	select {
+	case crossed = <-done:
+	case <-time.After(5 * time.Second): // there was no nth message
+		d.arrival.Store(nil)
+	}
+	return crossed
+}
+
+// agree waits until both ends have the same SAs, at most one of each kind, and neither says anything more.
+func (sc *scene) agree(t *testing.T, what string) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		said := sc.d.messages.Load()
+		out, err := sc.ss.try("--list-sas")
+		ikes, children := sc.counts()
+		same := err == nil && ikes <= 1 && children <= 1 &&
+			strings.Count(out, "ESTABLISHED, IKEv2") == ikes && strings.Count(out, "INSTALLED, TUNNEL") == children
+		var have []ike.SAStatus
+		for _, s := range sc.d.ep.Snapshot() {
+			if s.State != ike.StateEstablished {
+				continue
 			}
-			if rekeys < 3 {
-				t.Errorf("%d of 10 rekeys came through", rekeys)
+			have = append(have, s)
+			same = same && strings.Contains(out, fmt.Sprintf("%016x", s.SPIi))
+			for _, c := range s.Children {
+				same = same && strings.Contains(out, fmt.Sprintf("%08x", c.SPIIn)) && strings.Contains(out, fmt.Sprintf("%08x", c.SPIOut))
 			}
-			n := sc.ss.said("collision")
-			if n == 0 {
-				t.Error("nothing crossed")
+		}
+		if same {
+			time.Sleep(40 * time.Millisecond)
+			if sc.d.messages.Load() == said {
+				return
 			}
-			t.Logf("strongSwan saw %d collisions of rekeys, and said TEMPORARY_FAILURE %d times", n, sc.ss.said("N(TEMP_FAIL)"))
-			if len(d.failed) > 0 {
-				t.Errorf("failed: %v", d.failed)
-			}
-		})
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s: we have %d IKE SAs and %d CHILD SAs, %+v; strongSwan has\n%s", what, ikes, children, have, out)
+		}
 	}
 }

@@ -28,6 +28,9 @@ type driver struct {
 	lag     atomic.Int64           // nanoseconds that every IKE message takes on its way, in each direction
 	arrival atomic.Pointer[func()] // called once, when a message of strongSwan's is there, which is taken up a lag later
 
+	requests atomic.Int64 // requests of ours, with the repeated ones
+	messages atomic.Int64 // IKE messages of both ends
+
 	mu       sync.Mutex
 	ike      map[ike.SAID]ike.SAInfo
 	children map[ike.ChildID]ike.ChildSA
@@ -89,6 +92,10 @@ func (d *driver) later(f func()) {
 }
 
 func (d *driver) send(p ike.Path, msg []byte) {
+	d.messages.Add(1)
+	if msg[19]&0x20 == 0 { // the flag of a response
+		d.requests.Add(1)
+	}
 	msg = bytes.Clone(msg)
 	d.later(func() { d.write(p, msg) })
 }
@@ -147,6 +154,7 @@ func (d *driver) receive(c *net.UDPConn, local netip.AddrPort, natt bool) {
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 		msg = bytes.Clone(msg)
+		d.messages.Add(1)
 		if f := d.arrival.Load(); f != nil {
 			(*f)()
 		}

@@ -80,6 +80,12 @@ type sceneOptions struct {
 	charon   string // settings of charon's
 }
 
+// The suites of most tests.
+const (
+	classicalIKE, classicalESP = "aes256gcm16-prfsha384-x25519", "aes256gcm16-x25519"
+	hybridIKE, hybridESP       = classicalIKE + "-ke1_mlkem768", classicalESP + "-ke1_mlkem768"
+)
+
 const psk = "a pre-shared key of 32 octets!!!"
 
 func newScene(t *testing.T, o sceneOptions) *scene {
@@ -193,7 +199,8 @@ func (sc *scene) connect(t *testing.T, weInitiate bool) {
 	sc.d.wait("the connection", func() bool { return len(sc.d.children) == 1 })
 }
 
-// life rekeys a standing connection from both ends, while data flows both ways, and ends it from one.
+// life rekeys a standing connection from both ends, while data flows both ways, and ends it
+// from one, which is who has initiated it.
 func (sc *scene) life(t *testing.T, weDelete bool) {
 	t.Helper()
 	d := sc.d
@@ -201,30 +208,28 @@ func (sc *scene) life(t *testing.T, weDelete bool) {
 	f := sc.flow(t, sc.v6)
 	f.both("after the set-up")
 
-	_, c := d.only()
-	if err := d.ep.RekeyChild(c.ID); err != nil {
-		t.Fatal(err)
+	// Who initiated begins: who responded waits for a second before it asks for anything, unless the other
+	// end asks first.
+	for i, by := range []bool{weDelete, weDelete, !weDelete, !weDelete, weDelete} {
+		who := map[bool]string{true: "we", false: "strongSwan"}[by]
+		if i%2 == 0 {
+			_, c := d.only()
+			if !by {
+				sc.ss.ctl("--rekey", "--child", "net")
+			} else if err := d.ep.RekeyChild(c.ID); err != nil {
+				t.Fatal(err)
+			}
+			sc.rekeyed(t, who+" rekeyed the CHILD SA", c)
+			continue
+		}
+		old := d.ep.Snapshot()[0].SAInfo
+		if !by {
+			sc.ss.ctl("--rekey", "--ike", "dual")
+		} else if err := d.ep.RekeyIKE(old.ID); err != nil {
+			t.Fatal(err)
+		}
+		sc.newKeys(t, who+" rekeyed the IKE SA", old)
 	}
-	sc.rekeyed(t, "we rekeyed the CHILD SA", c)
-
-	i, c := d.only()
-	if err := d.ep.RekeyIKE(i.ID); err != nil {
-		t.Fatal(err)
-	}
-	sc.newKeys(t, "we rekeyed the IKE SA", i)
-
-	sc.ss.ctl("--rekey", "--child", "net")
-	sc.rekeyed(t, "strongSwan rekeyed the CHILD SA", c)
-
-	i = d.ep.Snapshot()[0].SAInfo
-	sc.ss.ctl("--rekey", "--ike", "dual")
-	sc.newKeys(t, "strongSwan rekeyed the IKE SA", i)
-
-	_, c = d.only()
-	if err := d.ep.RekeyChild(c.ID); err != nil {
-		t.Fatal(err)
-	}
-	sc.rekeyed(t, "we rekeyed the CHILD SA under strongSwan's new keys", c)
 	f.both("after the last rekey")
 	f.lossless(t)
 
