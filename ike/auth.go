@@ -37,6 +37,7 @@ type authState struct {
 	childSA     []suite.Offer // from the first request
 	tsi         *message.TS
 	tsr         *message.TS
+	cp          *message.CP
 	mobike      *parsed // the first request, with MOBIKE_SUPPORTED
 	wantsTicket bool    // the first request asks for a ticket
 	resource    bool    // the first request wants several CHILD SAs (RFC 9611)

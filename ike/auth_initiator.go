@@ -58,6 +58,7 @@ func (sa *SA) sendRound(auth authValue) {
 		}
 		sa.announceMobike(out)
 		out.notify(message.NotifyTicketRequest, nil) // RFC 5723, section 4.2: in the first request
+		sa.addConfigRequest(out)
 		if !h.childless && !sa.addFirstChild(out) {
 			return
 		}
@@ -189,7 +190,13 @@ func (sa *SA) allProved(in *parsed) {
 		sa.abort(refused(CodeSuiteNotAllowed, -1, err, "not established"))
 		return
 	}
+	var missing error
+	e.net, missing = sa.takeConfig(in)
 	sa.goUp(e)
+	if missing != nil {
+		sa.withoutConfig(h, missing)
+		return
+	}
 	sa.cur.takeCrashToken(in)
 	sa.takeAuthLifetime(in)
 	sa.takeTicket(sa.cur, in)
@@ -225,7 +232,12 @@ func (sa *SA) finishFirstChild(h *handshake, in *parsed) {
 		return
 	}
 	k := keying{id: h.childID, spiIn: h.childSPI, ni: h.ni, nr: h.nr, initiator: true, sendNow: true}
-	if err := sa.acceptChild(&k, in, h.offered, h.childCfg.LocalTS, h.childCfg.RemoteTS); err != nil {
+	local, remote := sa.selectorsOf(h.childCfg)
+	err := sa.withoutAddress(h.childCfg)
+	if err == nil {
+		err = sa.acceptChild(&k, in, h.offered, local, remote)
+	}
+	if err != nil {
 		sa.refuse(err)
 		fail(err)
 		// The responder believes that it stands: say that it does not.
@@ -234,9 +246,9 @@ func (sa *SA) finishFirstChild(h *handshake, in *parsed) {
 		}
 		return
 	}
-	c, err := sa.est.install(sa, sa.cur, h.childCfg, k)
-	if err != nil {
-		fail(err)
+	c, ierr := sa.est.install(sa, sa.cur, h.childCfg, k)
+	if ierr != nil {
+		fail(ierr)
 		return
 	}
 	sa.takesPart(h.childCfg, in, false)
@@ -272,6 +284,8 @@ func childRefusal(n *message.Notify, err error, offered []suite.Offer, cfg *Chil
 		return refused(CodeNoProposal, -1, err, "the peer takes none of our proposals for CHILD SA %q: %s", cfg.Name, joinOffers(offered))
 	case notifyTSUnacceptable:
 		return refused(CodeTSUnacceptable, -1, err, "the peer does not take the selectors of CHILD SA %q: %s to %s", cfg.Name, joinTS(cfg.LocalTS), joinTS(cfg.RemoteTS))
+	case message.NotifyInternalAddressFailure, message.NotifyFailedCPRequired:
+		return refused(CodeAddress, -1, err, "the peer makes no CHILD SA %q without an internal address: it has none for us, or expects us to ask for one", cfg.Name)
 	default:
 		return refused(CodePeerRefused, -1, err, "the peer refuses CHILD SA %q", cfg.Name)
 	}

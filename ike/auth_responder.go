@@ -106,7 +106,7 @@ func (sa *SA) takeFirstRequest(in *parsed) {
 	h := sa.handshake
 	h.takeAnnouncements(in)
 	h.wantOCSP = h.wantOCSP || in.wantOCSP
-	h.childSA, h.tsi, h.tsr, h.resource = in.sa, in.tsi, in.tsr, in.has(notifyResourceInfo)
+	h.childSA, h.tsi, h.tsr, h.cp, h.resource = in.sa, in.tsi, in.tsr, in.cp, in.has(notifyResourceInfo)
 	h.multipleAuth = h.multipleAuth || in.has(message.NotifyMultipleAuthSupported)
 	h.initialContact = in.has(message.NotifyInitialContact)
 	if in.has(message.NotifyMOBIKESupported) {
@@ -321,6 +321,7 @@ func (sa *SA) answerLast(in *parsed, out *outgoing) {
 		sa.refuseAuth(re)
 		return
 	}
+	config := sa.answerConfig(e, h.cp, false)
 	sa.goUp(e)
 	g.takeCrashToken(in)
 	sa.addCrashToken(out, g)
@@ -331,7 +332,8 @@ func (sa *SA) answerLast(in *parsed, out *outgoing) {
 	if h.wantsTicket {
 		sa.giveTicket(out, g)
 	}
-	if h.childless || sa.redirectProved(out) {
+	config.addTo(out)
+	if h.childless || sa.redirectProved(out) || config.failed {
 		g.respond(in, out)
 		return
 	}

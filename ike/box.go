@@ -34,6 +34,8 @@ type box struct {
 	stopTimer func()
 	armed     time.Time
 
+	leased []leaseKey // guarded by ep.leases.mu
+
 	// Guarded by ep.mu.
 	peer     string
 	halfKey  *halfKey
@@ -147,6 +149,7 @@ func (b *box) perform(a action) {
 	case actCloseStream:
 		b.closeStream(a.stream)
 	case actClosed:
+		b.release()
 		ep.remove(b)
 	}
 }
@@ -374,6 +377,9 @@ type host interface {
 	keepSession(*session)
 	dropSession(peer string, of SAID)
 	newStream() uint64
+	lease(LeaseQuery) (netip.Prefix, bool)
+	given(peer string) *NetConfig
+	keepGiven(peer string, n *NetConfig)
 }
 
 var _ host = (*box)(nil)

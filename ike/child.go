@@ -18,6 +18,8 @@ type established struct {
 	remoteCerts [][]byte
 	proofs      []proof // for judging again when revocation lists change
 
+	net *NetConfig // SAInfo.Assigned
+
 	localLeaves [][]byte // DER of the certificates that we proved, nil where a PSK was used
 
 	created       time.Time

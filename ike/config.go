@@ -89,6 +89,10 @@ type Config struct {
 	// RedirectWait is how long a redirected peer has to delete its IKE SA before we do. 0: 30 s.
 	RedirectWait time.Duration
 
+	// Addresses is where the addresses come from that connections with PeerConfig.Assign give to their
+	// peers; nil: there are no such connections. NewPool makes one.
+	Addresses AddressPool
+
 	// VendorIDs are sent in IKE_SA_INIT.
 	VendorIDs [][]byte
 

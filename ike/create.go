@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"wardgate/ike/message"
@@ -76,6 +77,11 @@ func (sa *SA) wantChild(name string) {
 	}
 	if slices.ContainsFunc(sa.est.children, func(c *child) bool { return c.queue == 0 && c.stands(name) }) ||
 		slices.ContainsFunc(sa.making(name), func(t *newChild) bool { return t.queue == 0 }) {
+		return
+	}
+	if e := sa.withoutAddress(cfg); e != nil {
+		sa.refuse(e)
+		sa.tellInitiateFailed(name, e)
 		return
 	}
 	sa.cur.enqueue(&newChild{cfg: cfg})
@@ -171,7 +177,7 @@ func (t *newChild) prepare(sa *SA) error {
 	if t.ni, err = sa.newNonce(); err != nil {
 		return err
 	}
-	t.local, t.remote = t.cfg.LocalTS, t.cfg.RemoteTS
+	t.local, t.remote = sa.selectorsOf(t.cfg)
 	like := t.old // RFC 7296, section 2.9.2: a rekey keeps what is in use
 	if t.more {
 		// RFC 9611, section 3: the same as the first one has.
@@ -547,16 +553,23 @@ func (sa *SA) chooseChild(k *keying, req childRequest) (*ChildConfig, *RefusedEr
 	}
 	w := newWish(req.tsi, req.tsr, req.offers, opt)
 	var noProposal error
-	var ours []Selector
-	var best *ChildConfig
+	var ours []string
+	var best, unassigned *ChildConfig
 	var bestFit fit
 	for i := range sa.peer.Children {
 		cfg := &sa.peer.Children[i]
 		if req.only != nil && cfg.Name != req.only.Name {
 			continue
 		}
-		ours = append(append(ours, cfg.LocalTS...), cfg.RemoteTS...)
-		f, local, remote := w.of(cfg)
+		local, remote := sa.selectorsOf(cfg)
+		if cfg.RemoteAssigned && sa.est.net == nil {
+			unassigned = cfg
+			continue
+		}
+		if len(ours) < maxWanted {
+			ours = append(ours, joinTS(local)+" to "+joinTS(remote))
+		}
+		f, local, remote := w.of(local, remote)
 		if f.level == fitNone || best != nil && !f.better(bestFit) {
 			continue
 		}
@@ -574,9 +587,12 @@ func (sa *SA) chooseChild(k *keying, req childRequest) (*ChildConfig, *RefusedEr
 		return best, nil, 0
 	case noProposal != nil:
 		return nil, refused(CodeNoProposal, -1, noProposal, "no proposal for the CHILD SA in common"), notifyNoProposal
+	case unassigned != nil:
+		// RFC 7296, section 2.19: the CHILD SA fails, the IKE SA stays.
+		return nil, refused(CodeAddress, -1, nil, "CHILD SA %q is for peers with an address that we assign, and the peer has asked for none", unassigned.Name), message.NotifyFailedCPRequired
 	}
-	return nil, refused(CodeTSUnacceptable, -1, nil, "no selectors in common: the peer asks for %s to %s, connection %q allows %s",
-		joinTS(w.remote), joinTS(w.local), sa.peer.Name, joinTS(ours)), notifyTSUnacceptable
+	return nil, refused(CodeTSUnacceptable, -1, nil, "no selectors in common: the peer asks for %s (ours) to %s (its own), connection %q allows %s",
+		joinTS(w.local), joinTS(w.remote), sa.peer.Name, strings.Join(ours, "; ")), notifyTSUnacceptable
 }
 
 // onCreateChild answers a CREATE_CHILD_SA request. nil: it was answered already.
@@ -627,6 +643,11 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 		k.replaces = old
 	}
 	out := newOutgoing()
+	config := sa.answerConfig(sa.est, in.cp, false)
+	config.addTo(out)
+	if config.failed {
+		return out
+	}
 	cfg := sa.offerChild(&k, out, req)
 	if cfg == nil {
 		return out

@@ -26,6 +26,7 @@ type Endpoint struct {
 	addrs      atomic.Pointer[[]netip.Addr]
 	tickets    atomic.Pointer[ticketKeys]
 	used       usedTickets
+	leases     leases
 	fresh      atomic.Int64 // IKE_SA_INIT requests of strangers that wait for a worker
 	peers      atomic.Pointer[peerSet]
 
@@ -109,11 +110,15 @@ func (ep *Endpoint) SetPeers(peers []*PeerConfig) error {
 		if names[p.Name] {
 			return fmt.Errorf("ike: two connections are named %q", p.Name)
 		}
+		if p.Assign != nil && ep.cfg.Addresses == nil {
+			return fmt.Errorf("ike: connection %q assigns addresses, and Config.Addresses is nil; expected a pool", p.Name)
+		}
 		names[p.Name] = true
 	}
 	set := newPeerSet(peers)
 	ep.peers.Store(set)
 	ep.forgetSessions(names)
+	ep.leases.forget(names)
 	for _, b := range ep.allBoxes() {
 		b.post(evPeers{set})
 	}

@@ -44,6 +44,7 @@ const (
 	CodeRedirect         Code = "redirect"           // a gateway sends us where we do not go (RFC 5685)
 	CodeTicket           Code = "ticket"             // a ticket (RFC 5723) that is not taken: full proofs follow
 	CodeDuplicatePayload Code = "duplicate-payload"
+	CodeAddress          Code = "address"     // an internal address is needed and is not there (RFC 7296, section 3.15.4)
 	CodePPK              Code = "ppk-missing" // a postquantum preshared key is required and not there
 )
 

@@ -55,20 +55,20 @@ func (f fit) better(o fit) bool {
 	}
 }
 
-// of compares the wish with a CHILD SA of the policy. usable is left to the caller.
-func (w *wish) of(c *ChildConfig) (f fit, local, remote []Selector) {
-	local = narrow(w.local, c.LocalTS)
+// of compares the wish with the selectors of a CHILD SA of the policy, at our end and at the peer's. usable is left to the caller.
+func (w *wish) of(ours, theirs []Selector) (f fit, local, remote []Selector) {
+	local = narrow(w.local, ours)
 	if len(local) == 0 {
 		return fit{}, nil, nil
 	}
-	remote = narrow(w.remote, c.RemoteTS)
+	remote = narrow(w.remote, theirs)
 	if len(remote) == 0 {
 		return fit{}, nil, nil
 	}
 	switch {
-	case within(w.local, c.LocalTS) && within(w.remote, c.RemoteTS):
-		return fit{level: fitWhole, size: volumeOf(c.LocalTS, c.RemoteTS)}, local, remote
-	case within(w.local[:1], c.LocalTS) && within(w.remote[:1], c.RemoteTS):
+	case within(w.local, ours) && within(w.remote, theirs):
+		return fit{level: fitWhole, size: volumeOf(ours, theirs)}, local, remote
+	case within(w.local[:1], ours) && within(w.remote[:1], theirs):
 		return fit{level: fitFirst, size: volumeOf(local, remote)}, local, remote
 	default:
 		return fit{level: fitPart, size: volumeOf(local, remote)}, local, remote
@@ -80,7 +80,7 @@ func (w *wish) of(c *ChildConfig) (f fit, local, remote []Selector) {
 func (w *wish) ofPeer(p *PeerConfig, agreed suite.Chosen) fit {
 	var best fit
 	for i := range p.Children {
-		f, _, _ := w.of(&p.Children[i])
+		f, _, _ := w.of(p.Children[i].LocalTS, p.Children[i].RemoteTS)
 		if f.level == fitNone {
 			continue
 		}

@@ -159,6 +159,7 @@ func (sa *SA) onInformational(g *generation, in *parsed) {
 	if n := in.notify(message.NotifyRedirect); n != nil {
 		sa.onLiveRedirect(n)
 	}
+	sa.answerConfig(sa.est, in.cp, true).addTo(out)
 	var answer []uint32
 	for _, d := range in.deletes {
 		switch d.Protocol {

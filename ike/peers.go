@@ -139,6 +139,9 @@ func (p *PeerConfig) validate(own leaves) error {
 			return fail("remote round %d: bound to round %d, which has no certificate but a PSK", i+1, a.RelatedToRound+1)
 		}
 	}
+	if err := p.checkConfig(); err != nil {
+		return fail("%v", err)
+	}
 	for i, c := range p.Children {
 		switch {
 		case c.Name == "":
@@ -167,7 +170,7 @@ func (p *PeerConfig) validate(own leaves) error {
 // proves, what may be reached and how it is protected are the same. Gateways and timers may
 // differ.
 func (p *PeerConfig) sameRights(o *PeerConfig) bool {
-	if p.ForceEncap != o.ForceEncap || !reflect.DeepEqual(p.Proposals, o.Proposals) ||
+	if p.ForceEncap != o.ForceEncap || (p.Request == nil) != (o.Request == nil) || (p.Assign == nil) != (o.Assign == nil) || !reflect.DeepEqual(p.Proposals, o.Proposals) ||
 		len(p.LocalAuth) != len(o.LocalAuth) || len(p.RemoteAuth) != len(o.RemoteAuth) ||
 		!slices.EqualFunc(p.Children, o.Children, ChildConfig.sameRights) {
 		return false

@@ -94,6 +94,9 @@ func (sa *SA) takeAuthLifetime(in *parsed) {
 
 // reauthenticate asks for the new IKE SA.
 func (sa *SA) reauthenticate() {
+	if sa.peer.Assign != nil && !sa.initiator {
+		return // the peer has to ask for its address
+	}
 	a := actReauth{peer: sa.peer.Name, path: sa.path, spi: sa.cur.spiI}
 	for _, c := range sa.est.children {
 		if c.queue == 0 && !c.deleting && c.successor == nil {

@@ -262,6 +262,7 @@ func (sa *SA) sendResumeAuth() {
 	}
 	out.notify(message.NotifyTicketRequest, nil)
 	sa.announceMobike(out)
+	sa.addConfigRequest(out)
 	if !sa.addFirstChild(out) {
 		return
 	}

@@ -354,6 +354,7 @@ func (sa *SA) info() SAInfo {
 	if sa.est != nil {
 		i.LocalIDs, i.RemoteIDs = sa.est.localIDs, sa.est.remoteIDs
 		i.RemoteCerts, i.Created, i.PPK = sa.est.remoteCerts, sa.est.created, sa.ppk
+		i.Assigned = sa.est.net.clone()
 		i.Resumed, i.Authenticated = sa.est.resumed, sa.est.authenticated
 	}
 	return i

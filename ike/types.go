@@ -124,6 +124,14 @@ type PeerConfig struct {
 
 	Retransmit Retransmit
 
+	// Request has us ask for addresses in the network behind the peer when we initiate (RFC 7296,
+	// section 2.19): SAInfo.Assigned is what came of it. nil: nothing is asked for.
+	Request *ConfigRequest
+
+	// Assign gives addresses to a peer that asks; nil: it gets none. A connection that assigns has no
+	// Remote, and it is the peer's to reauthenticate in time.
+	Assign *Assign
+
 	// ForceEncap claims a NAT in IKE_SA_INIT so that ESP is encapsulated in UDP on any path: both
 	// ends do it then, also when only one claims (RFC 7296, section 2.23). Without a claim ESP is
 	// protocol 50, unless the ends find a NAT. Path.Encap says what came of it. A responder does
@@ -191,6 +199,12 @@ type ChildConfig struct {
 	Name              string
 	LocalTS, RemoteTS []Selector
 	Proposals         []suite.Proposal // ESP, strongest first
+
+	// LocalAssigned has LocalTS stand for the addresses that the peer assigned to us, as far as they
+	// lie inside of LocalTS, which is what is asked for while they are not known; RemoteAssigned has
+	// RemoteTS stand for those that we assigned to the peer. A peer that has none gets no such CHILD
+	// SA (FAILED_CP_REQUIRED).
+	LocalAssigned, RemoteAssigned bool
 
 	// Queues is how many CHILD SAs with these selectors may stand side by side, so that several
 	// processors can work for one connection (RFC 9611); 0 and 1: one. The peer has its own
@@ -264,6 +278,7 @@ type SAInfo struct {
 	Resumed       bool       // by a ticket, which stands for all rounds (RFC 5723)
 	Authenticated time.Time  // when all rounds were last proved in full; before Created where Resumed
 	PPK           string     // ID of the PPK in its keys (RFC 8784); empty: none
+	Assigned      *NetConfig // to us (PeerConfig.Request), or Addrs alone: to the peer (Assign); nil: nothing
 	NATLocal      bool       // we are behind a NAT
 	NATRemote     bool       // the peer is
 }

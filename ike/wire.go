@@ -60,6 +60,7 @@ type parsed struct {
 	wantOCSP bool // RFC 4806
 	auth     *message.Auth
 	tsi, tsr *message.TS
+	cp       *message.CP
 	notifies []*message.Notify
 	deletes  []*message.Delete
 }
@@ -113,6 +114,9 @@ func sort(ps message.Payloads) (*parsed, error) {
 		case *message.Auth:
 			err = once(in.auth != nil, p)
 			in.auth = p
+		case *message.CP:
+			err = once(in.cp != nil, p)
+			in.cp = p
 		case *message.TS:
 			if p.Responder {
 				err = once(in.tsr != nil, p)
