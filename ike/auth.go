@@ -47,6 +47,7 @@ type authState struct {
 	childCfg *ChildConfig
 	childID  ChildID
 	childSPI uint32
+	packet   Flow
 	offered  []suite.Offer
 }
 

@@ -86,7 +86,11 @@ func (sa *SA) addFirstChild(out *outgoing) bool {
 		sa.fail(err)
 		return false
 	}
-	out.offers(h.offered...).ts(h.childCfg.LocalTS, h.childCfg.RemoteTS).resourceInfo(h.childCfg, 0)
+	local, remote := h.childCfg.LocalTS, h.childCfg.RemoteTS
+	if h.packet = sa.takePacket(h.childCfg.Name); h.packet.Local.IsValid() {
+		local, remote = h.packet.ahead(local, remote)
+	}
+	out.offers(h.offered...).ts(local, remote).resourceInfo(h.childCfg, 0)
 	return true
 }
 
@@ -223,6 +227,10 @@ func (sa *SA) finishFirstChild(h *handshake, in *parsed) {
 	}
 	if in.sa == nil {
 		if n := in.errorNotify(); n != nil {
+			if sa.onePair(n, h.childCfg, h.packet, false) {
+				sa.host.freeESPSPI(h.childSPI, h.childID)
+				return
+			}
 			err := peerError(n, "the CHILD SA "+h.childCfg.Name)
 			sa.refuse(childRefusal(n, err, h.offered, h.childCfg))
 			fail(err)
@@ -270,6 +278,12 @@ func (sa *SA) acceptChild(k *keying, in *parsed, offered []suite.Offer, local, r
 	k.chosen = chosen
 	k.spiOut = uint32(chosen.SPI[0])<<24 | uint32(chosen.SPI[1])<<16 | uint32(chosen.SPI[2])<<8 | uint32(chosen.SPI[3])
 	k.localTS, k.remoteTS = fromWire(in.tsi), fromWire(in.tsr)
+	if len(k.localTS) != len(in.tsi.Selectors) || len(k.remoteTS) != len(in.tsr.Selectors) {
+		return refused(CodeTSUnacceptable, -1, nil, "the peer answers with selectors of a kind that was not offered: offered %s to %s, answered %v to %v", joinTS(local), joinTS(remote), in.tsi.Selectors, in.tsr.Selectors)
+	}
+	if l, _ := pairUp(k.localTS, k.remoteTS); len(l) == 0 {
+		return refused(CodeTSUnacceptable, -1, nil, "no packet fits the selectors that the peer answers with: ours %s to %s, answered %s to %s", joinTS(local), joinTS(remote), joinTS(k.localTS), joinTS(k.remoteTS))
+	}
 	// RFC 7296, section 2.9: a subset of what was proposed.
 	if !within(k.localTS, local) || !within(k.remoteTS, remote) {
 		return refused(CodeTSUnacceptable, -1, nil, "the peer's selectors are wider than ours: ours %s to %s, answered %s to %s", joinTS(local), joinTS(remote), joinTS(k.localTS), joinTS(k.remoteTS))

@@ -120,8 +120,8 @@ func (b *box) perform(a action) {
 		ep.established(b, a)
 	case actAgain:
 		b.ending.Store(true)
-		if err := ep.Initiate(a.peer, a.child); err != nil {
-			ep.cfg.Owner.InitiateFailed(a.peer, a.child, err)
+		if err := ep.initiate(a.peer, a.what); err != nil {
+			ep.cfg.Owner.InitiateFailed(a.peer, a.what.child, err)
 		}
 	case actReauth:
 		ep.reauthenticate(b, a)

@@ -96,6 +96,7 @@ type keying struct {
 	initiator         bool // we began the exchange
 	queue             int  // ChildSA.Queue
 	localTS, remoteTS []Selector
+	others            bool // the peer asks for more than this, some of which another CHILD SA may carry
 	sendNow           bool
 	replaces          *child
 }

@@ -15,10 +15,12 @@ import (
 
 // newChild is our CREATE_CHILD_SA exchange for a new CHILD SA, or for one that replaces old.
 type newChild struct {
-	cfg   *ChildConfig
-	old   *child // nil: no rekey
-	more  bool   // one more beside others with the same selectors (RFC 9611)
-	queue int    // ChildSA.Queue
+	cfg    *ChildConfig
+	old    *child // nil: no rekey
+	packet Flow   // that waits for it; the zero Flow: none
+	pair   bool   // the peer makes it for two addresses alone: those of packet
+	more   bool   // one more beside others with the same selectors (RFC 9611)
+	queue  int    // ChildSA.Queue
 
 	id     ChildID
 	spi    uint32
@@ -84,7 +86,7 @@ func (sa *SA) wantChild(name string) {
 		sa.tellInitiateFailed(name, e)
 		return
 	}
-	sa.cur.enqueue(&newChild{cfg: cfg})
+	sa.cur.enqueue(&newChild{cfg: cfg, packet: sa.takePacket(name)})
 }
 
 func (sa *SA) onRekeyChild(id ChildID) {
@@ -183,8 +185,13 @@ func (t *newChild) prepare(sa *SA) error {
 		// RFC 9611, section 3: the same as the first one has.
 		like = sa.est.children[slices.IndexFunc(sa.est.children, func(c *child) bool { return c.stands(t.cfg.Name) })]
 	}
-	if like != nil {
+	switch {
+	case like != nil:
 		t.local, t.remote = like.localTS, like.remoteTS
+	case t.pair:
+		t.local, t.remote = t.packet.pair(t.local, t.remote)
+	case t.packet.Local.IsValid():
+		t.local, t.remote = t.packet.ahead(t.local, t.remote)
 	}
 	group := t.group
 	for _, p := range t.cfg.Proposals {
@@ -375,6 +382,11 @@ func (t *newChild) accept(sa *SA, g *generation, k *keying, in *parsed) *Refused
 	if err := g.prot.prf.CheckNonce(in.nonce); err != nil {
 		return refused(CodeSyntax, -1, err, "the answer to CREATE_CHILD_SA has a bad nonce")
 	}
+	// RFC 7296, section 2.9.2: what replaces a CHILD SA must not carry less.
+	if o := t.old; o != nil && !(within(o.localTS, k.localTS) && within(o.remoteTS, k.remoteTS)) {
+		return refused(CodeTSUnacceptable, -1, nil, "the peer narrows the selectors of CHILD SA %q in a rekey: %s to %s are in use, answered %s to %s",
+			t.cfg.Name, joinTS(o.localTS), joinTS(o.remoteTS), joinTS(k.localTS), joinTS(k.remoteTS))
+	}
 	if t.more && !(within(t.local, k.localTS) && within(t.remote, k.remoteTS)) {
 		return refused(CodeTSUnacceptable, -1, nil, "the peer narrows the selectors of one more CHILD SA %q: asked for %s to %s, answered %s to %s",
 			t.cfg.Name, joinTS(t.local), joinTS(t.remote), joinTS(k.localTS), joinTS(k.remoteTS))
@@ -436,6 +448,10 @@ func (t *newChild) refused(sa *SA, g *generation, n *message.Notify) {
 			return
 		}
 	default:
+		if sa.onePair(n, t.cfg, t.packet, t.pair || t.old != nil || t.more) {
+			t.retire(sa)
+			return
+		}
 	}
 	offers := t.offers
 	t.retire(sa)
@@ -493,6 +509,12 @@ type childRequest struct {
 	only      *ChildConfig // a rekey stays what it was
 }
 
+// narrower tells that a rekey would have the CHILD SA carry less (RFC 7296, section 2.9.2).
+func (r *childRequest) narrower(k *keying) bool {
+	old := k.replaces
+	return old != nil && !(within(old.localTS, k.localTS) && within(old.remoteTS, k.remoteTS))
+}
+
 // offerChild chooses proposal and selectors of a CHILD SA that the peer asks for and adds the
 // answer to out: SA, Nr and KEr (not in IKE_AUTH), TSi, TSr; or the error notify. nil: refused.
 func (sa *SA) offerChild(k *keying, out *outgoing, req childRequest) *ChildConfig {
@@ -537,6 +559,9 @@ func (sa *SA) offerChild(k *keying, out *outgoing, req childRequest) *ChildConfi
 		}
 	}
 	out.ts(k.remoteTS, k.localTS)
+	if k.others {
+		out.notify(message.NotifyAdditionalTSPossible, nil)
+	}
 	if req.resource {
 		sa.group(cfg.Name).peer = true
 		out.resourceInfo(cfg, k.queue)
@@ -556,6 +581,7 @@ func (sa *SA) chooseChild(k *keying, req childRequest) (*ChildConfig, *RefusedEr
 	var ours []string
 	var best, unassigned *ChildConfig
 	var bestFit fit
+	fits := 0
 	for i := range sa.peer.Children {
 		cfg := &sa.peer.Children[i]
 		if req.only != nil && cfg.Name != req.only.Name {
@@ -570,7 +596,10 @@ func (sa *SA) chooseChild(k *keying, req childRequest) (*ChildConfig, *RefusedEr
 			ours = append(ours, joinTS(local)+" to "+joinTS(remote))
 		}
 		f, local, remote := w.of(local, remote)
-		if f.level == fitNone || best != nil && !f.better(bestFit) {
+		if f.level == fitNone {
+			continue
+		}
+		if fits++; best != nil && !f.better(bestFit) {
 			continue
 		}
 		chosen, err := suite.Select(cfg.Proposals, req.offers, opt)
@@ -583,7 +612,11 @@ func (sa *SA) chooseChild(k *keying, req childRequest) (*ChildConfig, *RefusedEr
 		k.spiOut = binary.BigEndian.Uint32(chosen.SPI)
 	}
 	switch {
+	case best != nil && req.narrower(k):
+		return nil, refused(CodeTSUnacceptable, -1, nil, "the peer narrows the selectors of CHILD SA %q in a rekey: %s (ours) to %s are in use, it asks for %s to %s",
+			best.Name, joinTS(k.replaces.localTS), joinTS(k.replaces.remoteTS), joinTS(w.local), joinTS(w.remote)), notifyTSUnacceptable
 	case best != nil:
+		k.others = fits > 1 && bestFit.level != fitWhole
 		return best, nil, 0
 	case noProposal != nil:
 		return nil, refused(CodeNoProposal, -1, noProposal, "no proposal for the CHILD SA in common"), notifyNoProposal

@@ -198,6 +198,11 @@ func (ep *Endpoint) handleFresh(p Path, h header, msg []byte) {
 // none. It returns at once; the outcome is Owner.ChildUp or Owner.InitiateFailed. It does
 // nothing when that CHILD SA stands or is being made.
 func (ep *Endpoint) Initiate(peer, child string) error {
+	return ep.initiate(peer, evInitiate{child: child})
+}
+
+func (ep *Endpoint) initiate(peer string, what evInitiate) error {
+	child := what.child
 	cfg := ep.peers.Load().byName[peer]
 	if cfg == nil {
 		return fmt.Errorf("%w: %q", ErrUnknownPeer, peer)
@@ -218,7 +223,7 @@ func (ep *Endpoint) Initiate(peer, child string) error {
 			continue
 		}
 		ep.mu.Unlock()
-		b.post(evInitiate{child})
+		b.post(what)
 		return nil
 	}
 	if len(cfg.Remote) == 0 {
@@ -229,7 +234,7 @@ func (ep *Endpoint) Initiate(peer, child string) error {
 	b.sa = newInitiator(b, cfg)
 	b.sa.resume = ep.takeSessionLocked(peer)
 	ep.mu.Unlock()
-	b.post(evInitiate{child})
+	b.post(what)
 	return nil
 }
 

@@ -55,7 +55,10 @@ type (
 	// evPeers: the connections were replaced.
 	evPeers struct{ set *peerSet }
 	// evInitiate: make this CHILD SA.
-	evInitiate struct{ child string }
+	evInitiate struct {
+		child  string
+		packet Flow // the zero Flow: none
+	}
 	// evTerminate: delete the IKE SA, telling the peer.
 	evTerminate struct{ reason Reason }
 	// evKill: forget the IKE SA, telling nobody.
@@ -137,7 +140,10 @@ type (
 		text string
 	}
 	// actAgain: initiate this over another IKE SA.
-	actAgain struct{ peer, child string }
+	actAgain struct {
+		peer string
+		what evInitiate
+	}
 	// actReauth: make an IKE SA with these CHILD SAs in this one's place, at the same addresses first.
 	actReauth struct {
 		peer     string

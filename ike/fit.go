@@ -57,18 +57,14 @@ func (f fit) better(o fit) bool {
 
 // of compares the wish with the selectors of a CHILD SA of the policy, at our end and at the peer's. usable is left to the caller.
 func (w *wish) of(ours, theirs []Selector) (f fit, local, remote []Selector) {
-	local = narrow(w.local, ours)
-	if len(local) == 0 {
-		return fit{}, nil, nil
-	}
-	remote = narrow(w.remote, theirs)
-	if len(remote) == 0 {
+	local, remote = pairUp(narrow(w.local, ours), narrow(w.remote, theirs))
+	if len(local) == 0 || len(remote) == 0 {
 		return fit{}, nil, nil
 	}
 	switch {
 	case within(w.local, ours) && within(w.remote, theirs):
 		return fit{level: fitWhole, size: volumeOf(ours, theirs)}, local, remote
-	case within(w.local[:1], ours) && within(w.remote[:1], theirs):
+	case within(w.local[:1], local) && within(w.remote[:1], remote):
 		return fit{level: fitFirst, size: volumeOf(local, remote)}, local, remote
 	default:
 		return fit{level: fitPart, size: volumeOf(local, remote)}, local, remote

@@ -71,7 +71,9 @@ func newInitiator(h host, peer *PeerConfig) *SA {
 }
 
 // onInitiate makes a CHILD SA, and the IKE SA first when this is the beginning.
-func (sa *SA) onInitiate(name string) {
+func (sa *SA) onInitiate(ev evInitiate) {
+	name := ev.child
+	sa.notePacket(ev)
 	switch {
 	case sa.state == StateInit && sa.handshake == nil:
 		sa.begun = sa.now

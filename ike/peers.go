@@ -157,6 +157,9 @@ func (p *PeerConfig) validate(own leaves) error {
 		case len(c.LocalTS) > maxSelectors || len(c.RemoteTS) > maxSelectors:
 			return fail("CHILD SA %q: more than %d traffic selectors", c.Name, maxSelectors)
 		}
+		if l, _ := pairUp(c.LocalTS, c.RemoteTS); len(l) == 0 {
+			return fail("CHILD SA %q: no packet fits both %s and %s: they have no address family and protocol in common", c.Name, joinTS(c.LocalTS), joinTS(c.RemoteTS))
+		}
 		for _, s := range slices.Concat(c.LocalTS, c.RemoteTS) {
 			if err := s.check(); err != nil {
 				return fail("CHILD SA %q: %v", c.Name, err)

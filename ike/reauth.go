@@ -150,7 +150,7 @@ func (ep *Endpoint) reauthenticate(old *box, a actReauth) {
 	b.sa.replaces, b.sa.target = old.id, a.path
 	ep.mu.Unlock()
 	for _, c := range a.children {
-		b.post(evInitiate{c})
+		b.post(evInitiate{child: c})
 	}
 }
 

@@ -241,7 +241,7 @@ func (ep *Endpoint) redirected(a actRedirect) {
 	b.sa.replaces, b.sa.target, b.sa.redirects = a.replaces, a.path, a.redirects
 	ep.mu.Unlock()
 	for _, c := range a.children {
-		b.post(evInitiate{c})
+		b.post(evInitiate{child: c})
 	}
 }
 

@@ -42,8 +42,9 @@ type SA struct {
 	pending  []*pending
 	lastLink uint64
 
-	ppk    string   // ID of the PPK in use
-	wanted []string // CHILD SAs asked for before the IKE SA stood
+	ppk     string          // ID of the PPK in use
+	wanted  []string        // CHILD SAs asked for before the IKE SA stood
+	packets map[string]Flow // that wait for a CHILD SA that was not asked for yet; nil: none
 
 	// Of an IKE SA that is made in another one's place: that one, and where to begin.
 	replaces SAID
@@ -76,7 +77,7 @@ func (sa *SA) Step(now time.Time, ev event) []action {
 	sa.now = now
 	sa.actions = nil
 	if i, ok := ev.(evInitiate); ok && sa.state >= StateDeleting && sa.peer != nil {
-		return []action{actAgain{sa.peer.Name, i.child}} // it met us on our way out
+		return []action{actAgain{sa.peer.Name, i}} // it met us on our way out
 	}
 	if sa.state == StateClosed {
 		return nil
@@ -105,7 +106,7 @@ func (sa *SA) Step(now time.Time, ev event) []action {
 	case evPeers:
 		sa.onPeers(ev.set)
 	case evInitiate:
-		sa.onInitiate(ev.child)
+		sa.onInitiate(ev)
 	case evTerminate:
 		sa.terminate(ev.reason)
 	case evKill:

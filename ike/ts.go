@@ -31,15 +31,90 @@ func narrow(proposed, policy []Selector) []Selector {
 	return out
 }
 
-// within tells whether every selector of a lies inside of one of b: what a responder narrowed
-// must not be wider than what we proposed.
+// within tells whether all traffic of a is traffic of b: what a responder narrowed must not be wider
+// than what we proposed. A selector of a may lie in several of b together, as a range in two halves of
+// it; one of all protocols only in others of all protocols. Nothing is within nothing.
 func within(a, b []Selector) bool {
 	for _, s := range a {
-		if !slices.ContainsFunc(b, func(o Selector) bool { return covers(o, s) }) {
+		if !slices.ContainsFunc(b, func(o Selector) bool { return covers(o, s) }) && !coveredByAll(s, b) {
 			return false
 		}
 	}
 	return len(a) > 0
+}
+
+// maxPieces bounds the arithmetic on selectors that peers make up.
+const maxPieces = 1024
+
+// coveredByAll takes the selectors of list out of s, one after the other, and tells whether nothing is
+// left.
+func coveredByAll(s Selector, list []Selector) bool {
+	left := []Selector{s}
+	for _, o := range list {
+		var next []Selector
+		for _, p := range left {
+			next = appendWithout(next, p, o)
+		}
+		if left = next; len(left) == 0 {
+			return true
+		}
+		if len(left) > maxPieces {
+			return false
+		}
+	}
+	return false
+}
+
+// appendWithout appends what is left of s without o.
+func appendWithout(dst []Selector, s, o Selector) []Selector {
+	in, ok := intersect(s, o)
+	if !ok || o.Proto != 0 && s.Proto == 0 {
+		return append(dst, s)
+	}
+	piece := func(edit func(*Selector)) {
+		p := s
+		edit(&p)
+		dst = append(dst, p)
+	}
+	if s.Start != in.Start {
+		piece(func(p *Selector) { p.End = in.Start.Prev() })
+	}
+	if s.End != in.End {
+		piece(func(p *Selector) { p.Start = in.End.Next() })
+	}
+	s.Start, s.End = in.Start, in.End
+	switch {
+	case anyPort(o) || opaque(s):
+	case opaque(o): // of any port: all that can be named are left
+		piece(func(p *Selector) { p.StartPort, p.EndPort = 0, 65535 })
+	default:
+		if s.StartPort < in.StartPort {
+			piece(func(p *Selector) { p.EndPort = in.StartPort - 1 })
+		}
+		if s.EndPort > in.EndPort {
+			piece(func(p *Selector) { p.StartPort = in.EndPort + 1 })
+		}
+		if anyPort(s) {
+			piece(func(p *Selector) { p.StartPort, p.EndPort = 65535, 0 })
+		}
+	}
+	return dst
+}
+
+// pairUp leaves out what no packet can have: selectors of a family, or a protocol, that the other end
+// has none of. A packet has one of each at both ends (RFC 7296, section 3.13).
+func pairUp(local, remote []Selector) (l, r []Selector) {
+	meet := func(s Selector) func(Selector) bool {
+		return func(o Selector) bool {
+			return s.Start.Is4() == o.Start.Is4() && (s.Proto == o.Proto || s.Proto == 0 || o.Proto == 0)
+		}
+	}
+	alone := func(others []Selector) func(Selector) bool {
+		return func(s Selector) bool { return !slices.ContainsFunc(others, meet(s)) }
+	}
+	l = slices.DeleteFunc(slices.Clone(local), alone(remote))
+	r = slices.DeleteFunc(slices.Clone(remote), alone(local))
+	return l, r
 }
 
 func intersect(a, b Selector) (Selector, bool) {
@@ -109,6 +184,8 @@ func (s Selector) check() error {
 		return fmt.Errorf("selector %v: the start address lies behind the end address", s)
 	case s.StartPort > s.EndPort && !opaque(s):
 		return fmt.Errorf("selector %v: the start port lies behind the end port", s)
+	case s.Proto == 0 && !anyPort(s):
+		return fmt.Errorf("selector %v: ports without a protocol; expected 0 to 65535 (RFC 7296, section 3.13.1)", s)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ func TestImports(t *testing.T) {
 		"errors":          "typed errors",
 		"fmt":             "texts of errors",
 		"math":            "limits of integer types",
+		"math/bits":       "netmasks",
 		"net/netip":       "addresses of selectors; net itself does I/O",
 		"slices":          "growing a buffer once",
 		"sort":            "binary search",
