@@ -234,11 +234,13 @@ func (sa *SA) takeConfig(in *parsed) (*NetConfig, error) {
 	if r == nil {
 		return nil, nil
 	}
-	n, err := &NetConfig{}, error(nil)
+	n := &NetConfig{}
 	if in.cp != nil && in.cp.Type == message.CfgReply {
-		if n, err = r.take(in.cp); err != nil {
+		got, err := r.take(in.cp)
+		if err != nil {
 			sa.refuse(refused(CodeAddress, -1, err, "what the peer assigns makes no sense; nothing of it is used"))
-			n = &NetConfig{}
+		} else {
+			n = got
 		}
 	}
 	var missing []string

@@ -10,13 +10,21 @@ import (
 // 255 (RFC 7296, section 3.13).
 const maxSelectors = 255
 
+// maxWork bounds the comparisons for one answer: both ends can have 255 selectors, and all of them can
+// overlap.
+const maxWork = 1 << 20
+
 // narrow returns what policy and proposal have in common (RFC 7296, section 2.9): every
 // intersection of two selectors, without those that another one covers, in the order of the
 // proposal, so that the selector of the triggering packet stays first. Empty: nothing in common.
 func narrow(proposed, policy []Selector) []Selector {
 	var out []Selector
+	work := 0
 	for _, p := range proposed {
 		for _, q := range policy {
+			if work += 1 + len(out); work > maxWork {
+				return out // a part of what is in common is no less correct
+			}
 			s, ok := intersect(p, q)
 			if !ok || slices.ContainsFunc(out, func(o Selector) bool { return covers(o, s) }) {
 				continue

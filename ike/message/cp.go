@@ -59,7 +59,8 @@ func (a CfgAttribute) Addr() (netip.Addr, error) {
 // Prefix returns the value as an address with the length of its prefix: 8 octets with a netmask, or
 // 17. The bits behind the prefix are kept. Error: *SyntaxError.
 func (a CfgAttribute) Prefix() (netip.Prefix, error) {
-	n, length := 16, 0
+	var length int
+	n := 16
 	if a.Type == CfgAttrInternalIP4Subnet {
 		n = 4
 	}
