@@ -38,6 +38,7 @@ func (g *generation) protect(seed suite.Secret, ni, nr []byte) error {
 	}
 	g.prot = &protection{prf: prf, keys: keys, out: out, in: in}
 	g.logKeys()
+	keys.WipeProtection() // out and in have them
 	return nil
 }
 
@@ -59,6 +60,9 @@ func (g *generation) logKeys() {
 		{"pi", keys.SKpi},
 		{"pr", keys.SKpr},
 	} {
+		if k.s.Len() == 0 && k.name[0] == 'e' {
+			continue // it was told before, when it was new
+		}
 		log(fmt.Sprintf("sk_%s-%016x", k.name, g.spiI), append([]byte(nil), k.s.Bytes()...))
 	}
 }

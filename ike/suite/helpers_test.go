@@ -41,7 +41,7 @@ func testPRF(tb testing.TB, name string) PRF {
 	tb.Helper()
 	switch strings.NewReplacer("SHA2-", "SHA-").Replace(name) {
 	case "SHA-1":
-		return PRF{2, sha1.Size, func() hash.Hash { return sha1.New() }}
+		return PRF{2, sha1.Size, hmacPool(func() hash.Hash { return sha1.New() })}
 	case "SHA-256":
 		return mustPRF(tb, PRFHMACSHA256)
 	case "SHA-384":

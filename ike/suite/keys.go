@@ -78,6 +78,22 @@ func (k *IKEKeys) Protectors(c Chosen, initiator bool, rand io.Reader) (out, in 
 	return r, i, nil
 }
 
+// WipeProtection overwrites SK_a and SK_e, of which Protectors has made copies, and forgets them.
+func (k *IKEKeys) WipeProtection() {
+	for _, s := range []*Secret{&k.SKai, &k.SKar, &k.SKei, &k.SKer} {
+		s.Wipe()
+		*s = Secret{}
+	}
+}
+
+// WipeAuth overwrites SK_p, which only AUTH needs, and forgets it.
+func (k *IKEKeys) WipeAuth() {
+	for _, s := range []*Secret{&k.SKpi, &k.SKpr} {
+		s.Wipe()
+		*s = Secret{}
+	}
+}
+
 // Wipe overwrites all keys.
 func (k *IKEKeys) Wipe() {
 	for _, s := range []Secret{k.SKd, k.SKai, k.SKar, k.SKei, k.SKer, k.SKpi, k.SKpr} {
@@ -193,7 +209,11 @@ func octets(secrets []Secret) [][]byte {
 }
 
 func concat(parts ...[]byte) []byte {
-	var out []byte
+	n := 0
+	for _, p := range parts {
+		n += len(p)
+	}
+	out := make([]byte, 0, n)
 	for _, p := range parts {
 		out = append(out, p...)
 	}

@@ -247,8 +247,8 @@ func (l *liveLife) open(i int) []livePayload {
 		}
 	}
 	// AEAD with the same IV seals to the same octets.
-	if p.aead != nil {
-		again := &Protector{aead: p.aead, salt: p.salt, overhead: p.overhead}
+	if p.cbc == nil {
+		again := &Protector{encr: p.encr, key: p.key}
 		again.counter.Store(be64(raw[clear:clear+8]) - 1)
 		if iv := be64(raw[clear : clear+8]); iv != 0 {
 			sealed, err := again.AppendSealed(bytes.Clone(raw[:clear]), raw[:clear], plain)

@@ -76,8 +76,14 @@ func (o Offer) String() string {
 	return b.String()
 }
 
-// ids returns the acceptable-looking transforms of one type in the order they came.
-func (o Offer) of(typ uint8) []TransformSpec {
+func (o *Offer) has(t TransformSpec) bool { return slices.Contains(o.Transforms, t) }
+
+func (o *Offer) hasType(typ uint8) bool {
+	return slices.ContainsFunc(o.Transforms, func(t TransformSpec) bool { return t.Type == typ })
+}
+
+// of returns the acceptable-looking transforms of one type in the order they came.
+func (o *Offer) of(typ uint8) []TransformSpec {
 	var ts []TransformSpec
 	for _, t := range o.Transforms {
 		if t.Type == typ {
@@ -150,6 +156,9 @@ func (c *Chosen) set(t TransformSpec) {
 		c.ESN = t.ID == ESNYes
 	case t.Type >= TypeADDKE1 && t.Type <= TypeADDKE7:
 		c.AddKE[t.Type-TypeADDKE1] = t.ID
+	}
+	if c.Transforms == nil {
+		c.Transforms = make([]TransformSpec, 0, 4) // what most choices have
 	}
 	c.Transforms = append(c.Transforms, t)
 }

@@ -1,10 +1,9 @@
 package suite
 
 import (
-	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/sha512"
-	"hash"
+	"sync"
 )
 
 // NonceLen is the length in octets of the nonces that we send: half the key of the longest PRF
@@ -16,18 +15,20 @@ const NonceLen = 32
 type PRF struct {
 	id   uint16
 	size int
-	hash func() hash.Hash
+	macs *sync.Pool // of *hmacState
 }
+
+var macsSHA256, macsSHA384, macsSHA512 = hmacPool(sha256.New), hmacPool(sha512.New384), hmacPool(sha512.New)
 
 // NewPRF returns the PRF with an IANA number. Errors wrap ErrUnsupported.
 func NewPRF(id uint16) (PRF, error) {
 	switch id {
 	case PRFHMACSHA256:
-		return PRF{id, sha256.Size, sha256.New}, nil
+		return PRF{id, sha256.Size, macsSHA256}, nil
 	case PRFHMACSHA384:
-		return PRF{id, sha512.Size384, sha512.New384}, nil
+		return PRF{id, sha512.Size384, macsSHA384}, nil
 	case PRFHMACSHA512:
-		return PRF{id, sha512.Size, sha512.New}, nil
+		return PRF{id, sha512.Size, macsSHA512}, nil
 	}
 	return PRF{}, wrap(ErrUnsupported, "PRF %s; known are prfsha256 prfsha384 prfsha512", TransformName(TransformSpec{Type: TypePRF, ID: id}))
 }
@@ -52,11 +53,24 @@ func (p PRF) CheckNonce(nonce []byte) error {
 func (p PRF) Sum(key Secret, data ...[]byte) []byte { return p.sum(key.Bytes(), data...) }
 
 func (p PRF) sum(key []byte, data ...[]byte) []byte {
-	m := hmac.New(p.hash, key)
+	m := p.mac(key, false)
 	for _, d := range data {
 		m.Write(d)
 	}
-	return m.Sum(nil)
+	out := m.appendSum(make([]byte, 0, p.size))
+	p.done(m)
+	return out
+}
+
+func (p PRF) mac(key []byte, again bool) *hmacState {
+	m := p.macs.Get().(*hmacState)
+	m.setKey(key, again)
+	return m
+}
+
+func (p PRF) done(m *hmacState) {
+	m.wipe()
+	p.macs.Put(m)
 }
 
 // Plus returns the first n octets of prf+(key, seed…) (RFC 7296, section 2.13). The counter is
@@ -67,17 +81,21 @@ func (p PRF) Plus(key Secret, n int, seed ...[]byte) (Secret, error) {
 	}
 	// One allocation, so that no outgrown copy of the keys stays behind.
 	out := make([]byte, 0, n+p.size)
-	m := hmac.New(p.hash, key.Bytes())
+	m := p.mac(key.Bytes(), n > p.size)
+	defer p.done(m)
 	var last []byte
-	for i := byte(1); len(out) < n; i++ {
-		m.Reset()
+	for m.counter[0] = 1; ; m.counter[0]++ {
 		m.Write(last)
 		for _, s := range seed {
 			m.Write(s)
 		}
-		m.Write([]byte{i})
-		out = m.Sum(out)
+		m.Write(m.counter[:])
+		out = m.appendSum(out)
 		last = out[len(out)-p.size:]
+		if len(out) >= n {
+			break
+		}
+		m.next()
 	}
 	clear(out[n:])
 	return NewSecret(out[:n]), nil

@@ -229,15 +229,13 @@ func (p Proposal) Validate() error {
 	if p.Protocol != ProtocolIKE && p.Protocol != ProtocolESP {
 		return wrap(ErrProposal, "protocol %d; expected %d (IKE) or %d (ESP)", p.Protocol, ProtocolIKE, ProtocolESP)
 	}
-	seen := make(map[TransformSpec]bool)
-	for _, t := range p.transforms() {
+	for t := range p.all {
 		if _, ok := byID(t.Type, t.ID, t.KeyBits); !ok {
 			return fail("transform %s is not allowed", TransformName(t))
 		}
-		if seen[t] {
+		if p.count(t) > 1 {
 			return fail("%s stands twice", TransformName(t))
 		}
-		seen[t] = true
 	}
 	if len(p.Encr) == 0 {
 		return fail("no encryption algorithm; add one, for example aes256gcm16")
@@ -320,7 +318,7 @@ func (p *Proposal) hasAddKE() bool {
 // HasLegacy says whether the proposal has a transform that is kept for old peers only
 // (modp2048, modp3072); a status page may warn.
 func (p Proposal) HasLegacy() bool {
-	for _, t := range p.transforms() {
+	for t := range p.all {
 		if a, ok := byID(t.Type, t.ID, t.KeyBits); ok && a.legacy {
 			return true
 		}
@@ -343,7 +341,7 @@ func (p Proposal) Equal(q Proposal) bool {
 // String returns the canonical string, which ParseProposal reads back to an equal Proposal.
 func (p Proposal) String() string {
 	var names []string
-	for _, t := range p.transforms() {
+	for t := range p.all {
 		if t.Type == TypeESN && slices.Equal(p.ESN, []uint16{ESNYes, ESNNo}) {
 			continue // the default
 		}
@@ -353,24 +351,77 @@ func (p Proposal) String() string {
 }
 
 // transforms lists all transforms in the order in which they are sent.
-func (p Proposal) transforms() []TransformSpec {
-	var ts []TransformSpec
-	for _, c := range p.Encr {
-		ts = append(ts, TransformSpec{Type: TypeENCR, ID: c.ID, KeyBits: c.KeyBits})
+func (p *Proposal) transforms() []TransformSpec {
+	n := len(p.Encr) + len(p.Integ) + len(p.PRF) + len(p.KE) + len(p.ESN)
+	for _, ids := range p.AddKE {
+		n += len(ids)
 	}
-	list := func(typ uint8, ids []uint16) {
-		for _, id := range ids {
-			ts = append(ts, TransformSpec{Type: typ, ID: id})
+	ts := make([]TransformSpec, 0, n)
+	for t := range p.all {
+		ts = append(ts, t)
+	}
+	return ts
+}
+
+// all yields all transforms in the order in which they are sent.
+func (p *Proposal) all(yield func(TransformSpec) bool) {
+	_ = p.each(TypeENCR, yield) && p.each(TypeINTEG, yield) && p.each(TypePRF, yield) && p.each(TypeKE, yield) &&
+		p.eachAddKE(yield) && p.each(TypeESN, yield)
+}
+
+func (p *Proposal) eachAddKE(yield func(TransformSpec) bool) bool {
+	for typ := TypeADDKE1; typ <= TypeADDKE7; typ++ {
+		if !p.each(typ, yield) {
+			return false
 		}
 	}
-	list(TypeINTEG, p.Integ)
-	list(TypePRF, p.PRF)
-	list(TypeKE, p.KE)
-	for i, ids := range p.AddKE {
-		list(TypeADDKE1+uint8(i), ids)
+	return true
+}
+
+// each yields the transforms of one type, strongest first; false: it was told to stop.
+func (p *Proposal) each(typ uint8, yield func(TransformSpec) bool) bool {
+	if typ == TypeENCR {
+		for _, c := range p.Encr {
+			if !yield(TransformSpec{Type: TypeENCR, ID: c.ID, KeyBits: c.KeyBits}) {
+				return false
+			}
+		}
+		return true
 	}
-	list(TypeESN, p.ESN)
-	return ts
+	for _, id := range p.ids(typ) {
+		if !yield(TransformSpec{Type: typ, ID: id}) {
+			return false
+		}
+	}
+	return true
+}
+
+// ids returns the list of a type other than that of encryption.
+func (p *Proposal) ids(typ uint8) []uint16 {
+	switch {
+	case typ == TypeINTEG:
+		return p.Integ
+	case typ == TypePRF:
+		return p.PRF
+	case typ == TypeKE:
+		return p.KE
+	case typ == TypeESN:
+		return p.ESN
+	case typ >= TypeADDKE1 && typ <= TypeADDKE7:
+		return p.AddKE[typ-TypeADDKE1]
+	}
+	return nil
+}
+
+// count returns how often a transform stands in p.
+func (p *Proposal) count(t TransformSpec) (n int) {
+	p.each(t.Type, func(o TransformSpec) bool {
+		if o == t {
+			n++
+		}
+		return true
+	})
+	return n
 }
 
 func example(protocol uint8) string {

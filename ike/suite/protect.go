@@ -23,21 +23,27 @@ import (
 //
 // AppendSealed and Open may be called by several goroutines; AEAD IVs come from one counter and
 // are never used twice under a key.
+//
+// What it keeps between messages is the key, not the cipher that is made of it, which is fifteen times
+// as large and quickly made, while most IKE SAs are silent most of the time.
 type Protector struct {
-	// AEAD
-	aead    cipher.AEAD
-	salt    [saltLen]byte
-	counter atomic.Uint64 // IVs used so far
+	encr uint16
+	key  Secret // the salt behind it with AEAD
 
-	// AES-CBC with HMAC
-	block    cipher.Block
-	integ    Secret
-	hash     func() hash.Hash
-	icvLen   int
-	rand     io.Reader
-	overhead int // octets around the ciphertext
+	counter atomic.Uint64 // AEAD: IVs used so far
+
+	// AES-CBC with HMAC; nil with AEAD.
+	cbc *cbcHMAC
 
 	wiped atomic.Bool // neither seals nor opens any more
+}
+
+// cbcHMAC is what AES-CBC with HMAC needs beside the key.
+type cbcHMAC struct {
+	integ  Secret
+	hash   func() hash.Hash
+	icvLen int
+	rand   io.Reader
 }
 
 const (
@@ -61,54 +67,65 @@ func NewProtector(c Chosen, encr, integ Secret, rand io.Reader) (*Protector, err
 		return nil, wrap(ErrKeyLength, "%d octets of encryption key and %d of integrity key came, %s has %d and %d",
 			encr.Len(), integ.Len(), TransformName(TransformSpec{TypeENCR, c.Encr, c.KeyBits}), encrLen, integLen)
 	}
-	key := encr.Bytes()
-	p := &Protector{rand: rand}
+	p := &Protector{encr: c.Encr, key: encr.Clone()}
 	if isAEAD(c.Encr) {
-		copy(p.salt[:], key[encrLen-saltLen:])
-		key = key[:encrLen-saltLen]
-		p.overhead = aeadIVLen + aeadTagLen
-	}
-	if c.Encr == EncrChaCha20Poly1305 {
-		p.aead, err = chacha20poly1305.New(key)
-		if err != nil {
-			return nil, wrap(ErrKeyLength, "%v", err)
-		}
-		return p, nil
-	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, wrap(ErrKeyLength, "%v", err)
-	}
-	if c.Encr == EncrAESGCM16 {
-		p.aead, err = cipher.NewGCM(block)
-		if err != nil {
-			return nil, wrap(ErrUnsupported, "%v", err)
-		}
 		return p, nil
 	}
 	if rand == nil {
 		return nil, wrap(ErrUnsupported, "AES-CBC without a random source")
 	}
-	p.block, p.integ = block, integ.Clone()
+	b := &cbcHMAC{integ: integ.Clone(), rand: rand}
 	switch c.Integ {
 	case IntegHMACSHA256128:
-		p.hash, p.icvLen = sha256.New, 16
+		b.hash, b.icvLen = sha256.New, 16
 	case IntegHMACSHA384192:
-		p.hash, p.icvLen = sha512.New384, 24
+		b.hash, b.icvLen = sha512.New384, 24
 	case IntegHMACSHA512256:
-		p.hash, p.icvLen = sha512.New, 32
+		b.hash, b.icvLen = sha512.New, 32
 	}
-	p.overhead = aes.BlockSize + p.icvLen
+	p.cbc = b
 	return p, nil
+}
+
+// aead makes the cipher of one message, and its nonce, of which the IV is still missing.
+func (p *Protector) aead() (a cipher.AEAD, nonce [saltLen + aeadIVLen]byte, err error) {
+	key := p.key.Bytes()
+	if len(key) < saltLen {
+		return nil, nonce, ErrWiped
+	}
+	copy(nonce[:], key[len(key)-saltLen:])
+	key = key[:len(key)-saltLen]
+	if p.encr == EncrChaCha20Poly1305 {
+		if a, err = chacha20poly1305.New(key); err != nil {
+			return nil, nonce, wrap(ErrKeyLength, "%v", err)
+		}
+		return a, nonce, nil
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, nonce, wrap(ErrKeyLength, "%v", err)
+	}
+	if a, err = cipher.NewGCM(block); err != nil {
+		return nil, nonce, wrap(ErrUnsupported, "%v", err)
+	}
+	return a, nonce, nil
+}
+
+// overhead returns the octets around the ciphertext.
+func (p *Protector) overhead() int {
+	if p.cbc == nil {
+		return aeadIVLen + aeadTagLen
+	}
+	return aes.BlockSize + p.cbc.icvLen
 }
 
 // SealedLen returns how many octets AppendSealed appends for a plaintext of n: IV, ciphertext
 // with padding and pad length, ICV. The payload length in aad is 4 more (SKF: 8 more).
 func (p *Protector) SealedLen(n int) int {
-	if p.aead != nil {
-		return p.overhead + n + 1
+	if p.cbc == nil {
+		return p.overhead() + n + 1
 	}
-	return p.overhead + n + cbcPadding(n) + 1
+	return p.overhead() + n + cbcPadding(n) + 1
 }
 
 // cbcPadding is the number of padding octets for n octets of plaintext; with AEAD none is needed
@@ -120,8 +137,8 @@ func cbcPadding(n int) int {
 // MaxPlaintext returns the longest plaintext whose SealedLen is at most sealedLen, and -1 where
 // not even an empty one fits.
 func (p *Protector) MaxPlaintext(sealedLen int) int {
-	room := sealedLen - p.overhead
-	if p.aead == nil {
+	room := sealedLen - p.overhead()
+	if p.cbc != nil {
 		room -= room % aes.BlockSize
 	}
 	return max(room-1, -1)
@@ -134,7 +151,7 @@ func (p *Protector) AppendSealed(dst, aad, plaintext []byte) ([]byte, error) {
 	if p.wiped.Load() {
 		return dst, ErrWiped
 	}
-	if p.aead != nil {
+	if p.cbc == nil {
 		return p.sealAEAD(dst, aad, plaintext)
 	}
 	return p.sealCBC(dst, aad, plaintext)
@@ -152,7 +169,7 @@ func (p *Protector) Open(aad, sealed []byte) ([]byte, error) {
 	}
 	var plain []byte
 	var err error
-	if p.aead != nil {
+	if p.cbc == nil {
 		plain, err = p.openAEAD(aad, sealed)
 	} else {
 		plain, err = p.openCBC(aad, sealed)
@@ -174,22 +191,26 @@ func (p *Protector) sealAEAD(dst, aad, plaintext []byte) ([]byte, error) {
 		p.counter.Store(^uint64(0)) // stays exhausted
 		return dst, ErrIVExhausted
 	}
-	var nonce [saltLen + aeadIVLen]byte
-	copy(nonce[:], p.salt[:])
+	aead, nonce, err := p.aead()
+	if err != nil {
+		return dst, err
+	}
 	binary.BigEndian.PutUint64(nonce[saltLen:], iv)
 	out := grow(dst, p.SealedLen(len(plaintext)))
 	out = append(out, nonce[saltLen:]...)
 	start := len(out)
 	out = append(out, plaintext...)
 	out = append(out, 0) // pad length
-	return p.aead.Seal(out[:start], nonce[:], out[start:], aad), nil
+	return aead.Seal(out[:start], nonce[:], out[start:], aad), nil
 }
 
 func (p *Protector) openAEAD(aad, sealed []byte) ([]byte, error) {
-	var nonce [saltLen + aeadIVLen]byte
-	copy(nonce[:], p.salt[:])
+	aead, nonce, err := p.aead()
+	if err != nil {
+		return nil, err
+	}
 	copy(nonce[saltLen:], sealed)
-	plain, err := p.aead.Open(nil, nonce[:], sealed[aeadIVLen:], aad)
+	plain, err := aead.Open(nil, nonce[:], sealed[aeadIVLen:], aad)
 	if err != nil {
 		return nil, wrap(ErrOpen, "integrity check failed")
 	}
@@ -197,9 +218,13 @@ func (p *Protector) openAEAD(aad, sealed []byte) ([]byte, error) {
 }
 
 func (p *Protector) sealCBC(dst, aad, plaintext []byte) ([]byte, error) {
+	block, err := aes.NewCipher(p.key.Bytes())
+	if err != nil {
+		return dst, wrap(ErrKeyLength, "%v", err)
+	}
 	// RFC 7296, section 3.14 and RFC 3602, section 3: the IV must not be predictable.
 	var iv [aes.BlockSize]byte
-	if _, err := io.ReadFull(p.rand, iv[:]); err != nil {
+	if _, err := io.ReadFull(p.cbc.rand, iv[:]); err != nil {
 		return dst, wrap(err, "reading an IV of %d octets", len(iv))
 	}
 	pad := cbcPadding(len(plaintext))
@@ -212,12 +237,13 @@ func (p *Protector) sealCBC(dst, aad, plaintext []byte) ([]byte, error) {
 		out = append(out, 0)
 	}
 	out = append(out, byte(pad))
-	cipher.NewCBCEncrypter(p.block, iv[:]).CryptBlocks(out[start:], out[start:])
+	cipher.NewCBCEncrypter(block, iv[:]).CryptBlocks(out[start:], out[start:])
 	return append(out, p.icv(aad, out[from:])...), nil
 }
 
 func (p *Protector) openCBC(aad, sealed []byte) ([]byte, error) {
-	body, icv := sealed[:len(sealed)-p.icvLen], sealed[len(sealed)-p.icvLen:]
+	cut := len(sealed) - p.cbc.icvLen
+	body, icv := sealed[:cut], sealed[cut:]
 	// Verify before decrypt: nothing of a forged payload is looked at.
 	if subtle.ConstantTimeCompare(p.icv(aad, body), icv) != 1 {
 		return nil, wrap(ErrOpen, "integrity check failed")
@@ -226,25 +252,31 @@ func (p *Protector) openCBC(aad, sealed []byte) ([]byte, error) {
 	if len(ct)%aes.BlockSize != 0 {
 		return nil, wrap(ErrOpen, "ciphertext of %d octets is not a multiple of %d", len(ct), aes.BlockSize)
 	}
+	block, err := aes.NewCipher(p.key.Bytes())
+	if err != nil {
+		return nil, wrap(ErrKeyLength, "%v", err)
+	}
 	plain := make([]byte, len(ct))
-	cipher.NewCBCDecrypter(p.block, iv).CryptBlocks(plain, ct)
+	cipher.NewCBCDecrypter(block, iv).CryptBlocks(plain, ct)
 	return plain, nil
 }
 
 // icv is the truncated HMAC over aad | IV | ciphertext.
 func (p *Protector) icv(aad, body []byte) []byte {
-	m := hmac.New(p.hash, p.integ.Bytes())
+	m := hmac.New(p.cbc.hash, p.cbc.integ.Bytes())
 	m.Write(aad)
 	m.Write(body)
-	return m.Sum(nil)[:p.icvLen]
+	return m.Sum(nil)[:p.cbc.icvLen]
 }
 
 // Wipe overwrites what can be reached of the keys. Afterwards the Protector neither seals nor
 // opens (ErrWiped); nobody may be doing either at the moment of the call.
 func (p *Protector) Wipe() {
 	p.wiped.Store(true)
-	p.integ.Wipe()
-	clear(p.salt[:])
+	p.key.Wipe()
+	if p.cbc != nil {
+		p.cbc.integ.Wipe()
+	}
 }
 
 // grow makes room for n more octets.

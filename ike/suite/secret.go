@@ -18,11 +18,26 @@ type Secret struct {
 // points to, but never follows a second one.
 type secretBox struct{ b *[]byte }
 
-// NewSecret takes b over: the caller must not use b afterwards. Wipe overwrites it.
-func NewSecret(b []byte) Secret { return Secret{box: &secretBox{b: &b}} }
+// secretHolder is a secretBox and what it points to, in one piece of memory.
+type secretHolder struct {
+	box secretBox
+	b   []byte
+}
 
-// CopySecret returns a Secret with a copy of b.
-func CopySecret(b []byte) Secret { return NewSecret(append(make([]byte, 0, len(b)), b...)) }
+// NewSecret takes b over: the caller must not use b afterwards. Wipe overwrites it.
+func NewSecret(b []byte) Secret {
+	h := &secretHolder{b: b}
+	h.box.b = &h.b
+	return Secret{box: &h.box}
+}
+
+// CopySecret returns a Secret with a copy of b; that of nothing is the zero value.
+func CopySecret(b []byte) Secret {
+	if len(b) == 0 {
+		return Secret{}
+	}
+	return NewSecret(append(make([]byte, 0, len(b)), b...))
+}
 
 // Bytes returns the octets themselves, not a copy: they turn to zero with Wipe. Nil when empty.
 func (s Secret) Bytes() []byte {

@@ -26,152 +26,191 @@ type SelectOptions struct {
 // the proposals, then the algorithms within one. Offers of another protocol are ignored. The
 // error is a *NoProposalError, or wraps ErrProposal when one of own is invalid.
 func Select(own []Proposal, offered []Offer, opt SelectOptions) (Chosen, error) {
-	fail := &NoProposalError{Own: own, Offered: offered, Reasons: make([]string, len(offered))}
-	best := make([]int, len(offered)) // how far each offer came, for the most telling reason
-	for i, p := range own {
+	for i := range own {
+		p := &own[i]
 		if err := p.Validate(); err != nil {
 			return Chosen{}, err
 		}
 		if p.Protocol != own[0].Protocol {
 			return Chosen{}, wrap(ErrProposal, "own proposals 1 and %d are of different protocols", i+1)
 		}
-		fail.Protocol = p.Protocol
-		for j, o := range offered {
-			c, m := match(p, o, opt)
-			if m == nil {
-				return c, nil
+		for j := range offered {
+			m := matcher{p: p, o: &offered[j], opt: opt}
+			if m.match() {
+				return m.c, nil
 			}
-			if fail.Reasons[j] == "" || m.stage > best[j] {
+		}
+	}
+	return Chosen{}, noProposal(own, offered, opt)
+}
+
+// noProposal says why nothing was chosen. That is found out in a second pass, because most pairs of
+// proposals do not go together, and nobody asks why.
+func noProposal(own []Proposal, offered []Offer, opt SelectOptions) *NoProposalError {
+	fail := &NoProposalError{Own: own, Offered: offered, Reasons: make([]string, len(offered))}
+	best := make([]int, len(offered)) // how far each offer came, for the most telling reason
+	for i := range own {
+		fail.Protocol = own[i].Protocol
+		for j := range offered {
+			m := matcher{p: &own[i], o: &offered[j], opt: opt, explain: true}
+			if !m.match() && (fail.Reasons[j] == "" || m.stage > best[j]) {
 				fail.Reasons[j], best[j] = m.text, m.stage
 			}
 		}
 	}
-	return Chosen{}, fail
+	return fail
 }
 
-// mismatch says why a pair of proposals does not go together; stage is how far it went.
-type mismatch struct {
-	stage int
-	text  string
+// matcher combines one own and one offered proposal.
+type matcher struct {
+	p   *Proposal
+	o   *Offer
+	opt SelectOptions
+	c   Chosen
+
+	// How far it went, and why no further: text only with explain.
+	explain bool
+	stage   int
+	text    string
 }
 
-// match combines one own and one offered proposal.
-func match(p Proposal, o Offer, opt SelectOptions) (Chosen, *mismatch) {
-	c := Chosen{Protocol: p.Protocol, Number: o.Number, SPI: o.SPI}
-	if m := fits(p, o); m != nil {
-		return Chosen{}, m
+// no is the end of a match.
+func (m *matcher) no(stage int, why func() string) bool {
+	m.stage = stage
+	if m.explain {
+		m.text = why()
 	}
-	take := func(stage int, typ uint8, own []TransformSpec) *mismatch {
-		offered := o.of(typ)
-		for _, t := range own {
-			if slices.Contains(offered, t) {
-				c.set(t)
-				return nil
-			}
-		}
-		return &mismatch{stage, fmt.Sprintf("no common %s: we allow %s, it has %s", kind(typ), names(own), names(offered))}
-	}
-	// none takes the transform NONE of an optional type where it is offered, nothing where the
-	// type is absent.
-	none := func(stage int, typ uint8, why string) *mismatch {
-		offered := o.of(typ)
-		if len(offered) == 0 {
-			return nil
-		}
-		if t := (TransformSpec{Type: typ}); slices.Contains(offered, t) {
-			c.set(t)
-			return nil
-		}
-		return &mismatch{stage, fmt.Sprintf("%s, it has only %s", why, names(offered))}
-	}
+	return false
+}
 
-	if m := take(1, TypeENCR, specs(p, TypeENCR)); m != nil {
-		return Chosen{}, m
+// match combines the two; false: they do not go together.
+func (m *matcher) match() bool {
+	p, o := m.p, m.o
+	if text := fits(p, o, m.explain); text != "" {
+		return m.no(0, func() string { return text })
 	}
-	if isAEAD(c.Encr) {
-		if m := none(2, TypeINTEG, "an AEAD cipher goes without integrity algorithm"); m != nil {
-			return Chosen{}, m
-		}
-	} else if m := take(2, TypeINTEG, specs(p, TypeINTEG)); m != nil {
-		return Chosen{}, m
+	m.c = Chosen{Protocol: p.Protocol, Number: o.Number, SPI: o.SPI}
+	if !m.take(1, TypeENCR) {
+		return false
 	}
-	if p.Protocol == ProtocolIKE {
-		if m := take(3, TypePRF, specs(p, TypePRF)); m != nil {
-			return Chosen{}, m
+	if isAEAD(m.c.Encr) {
+		if !m.none(2, TypeINTEG, func() string { return "an AEAD cipher goes without integrity algorithm" }) {
+			return false
 		}
+	} else if !m.take(2, TypeINTEG) {
+		return false
+	}
+	if p.Protocol == ProtocolIKE && !m.take(3, TypePRF) {
+		return false
 	}
 	for typ := TypeKE; typ <= TypeADDKE7; typ++ {
-		if typ == TypeESN {
-			continue
-		}
-		own := specs(p, typ)
-		var m *mismatch
-		switch {
-		case opt.WithoutKE:
-			m = none(4, typ, "IKE_AUTH has no key exchange")
-		case typ >= TypeADDKE1 && len(own) > 0:
-			m = additionalKE(&c, typ, own, o.of(typ), opt)
-		case len(own) == 0:
-			m = none(4, typ, fmt.Sprintf("we allow no %s", kind(typ)))
-		default:
-			if t := (TransformSpec{Type: TypeKE, ID: opt.PreferKE}); typ == TypeKE && slices.Contains(own, t) {
-				own = append([]TransformSpec{t}, own...)
-			}
-			m = take(4, typ, own)
-		}
-		if m != nil {
-			return Chosen{}, m
+		if typ != TypeESN && !m.keyExchange(typ) {
+			return false
 		}
 	}
-	if p.Protocol == ProtocolESP {
-		if m := take(5, TypeESN, specs(p, TypeESN)); m != nil {
-			return Chosen{}, m
+	return p.Protocol != ProtocolESP || m.take(5, TypeESN)
+}
+
+// take chooses the first transform of a type of ours that is offered.
+func (m *matcher) take(stage int, typ uint8) bool {
+	taken := false
+	m.p.each(typ, func(t TransformSpec) bool {
+		if m.o.has(t) {
+			m.c.set(t)
+			taken = true
 		}
+		return !taken
+	})
+	return taken || m.no(stage, func() string {
+		return fmt.Sprintf("no common %s: we allow %s, it has %s", kind(typ), names(specs(m.p, typ)), names(m.o.of(typ)))
+	})
+}
+
+// none takes the transform NONE of an optional type where it is offered, nothing where the type is
+// absent.
+func (m *matcher) none(stage int, typ uint8, why func() string) bool {
+	t := TransformSpec{Type: typ}
+	switch {
+	case !m.o.hasType(typ):
+		return true
+	case m.o.has(t):
+		m.c.set(t)
+		return true
 	}
-	return c, nil
+	return m.no(stage, func() string { return why() + ", it has only " + names(m.o.of(typ)) })
+}
+
+// keyExchange chooses the first key exchange, or one of the additional ones.
+func (m *matcher) keyExchange(typ uint8) bool {
+	own := m.p.ids(typ)
+	switch {
+	case m.opt.WithoutKE:
+		return m.none(4, typ, func() string { return "IKE_AUTH has no key exchange" })
+	case typ >= TypeADDKE1 && len(own) > 0:
+		return m.additionalKE(typ, own)
+	case len(own) == 0:
+		return m.none(4, typ, func() string { return "we allow no " + kind(typ) })
+	}
+	t := TransformSpec{Type: TypeKE, ID: m.opt.PreferKE}
+	if typ == TypeKE && slices.Contains(own, t.ID) && m.o.has(t) {
+		m.c.set(t)
+		return true
+	}
+	return m.take(4, typ)
 }
 
 // additionalKE chooses one additional key exchange. Each must be another method than those before,
 // NONE excepted (RFC 9370, section 2.2.1). Where ours may be NONE, the type may be absent.
-func additionalKE(c *Chosen, typ uint8, own, offered []TransformSpec, opt SelectOptions) *mismatch {
-	optional := TransformSpec{Type: typ}
-	if len(offered) == 0 && slices.Contains(own, optional) {
-		return nil
+func (m *matcher) additionalKE(typ uint8, own []uint16) bool {
+	there := m.o.hasType(typ)
+	if !there && slices.Contains(own, KENone) {
+		return true
 	}
-	for _, t := range own {
-		used := t.ID == c.KE || slices.Contains(c.AddKE[:], t.ID)
-		if t != optional && (used || opt.WithoutAddKE) {
+	for _, id := range own {
+		used := id == m.c.KE || slices.Contains(m.c.AddKE[:], id)
+		if id != KENone && (used || m.opt.WithoutAddKE) {
 			continue
 		}
-		if slices.Contains(offered, t) {
-			c.set(t)
-			return nil
+		if t := (TransformSpec{Type: typ, ID: id}); m.o.has(t) {
+			m.c.set(t)
+			return true
 		}
 	}
-	if opt.WithoutAddKE && len(offered) > 0 {
-		return &mismatch{4, "the peer does not announce IKE_INTERMEDIATE, which additional key exchanges need"}
+	if m.opt.WithoutAddKE && there {
+		return m.no(4, func() string {
+			return "the peer does not announce IKE_INTERMEDIATE, which additional key exchanges need"
+		})
 	}
-	return &mismatch{4, fmt.Sprintf("no common %s that is not used already: we allow %s, it has %s", kind(typ), names(own), names(offered))}
+	return m.no(4, func() string {
+		return fmt.Sprintf("no common %s that is not used already: we allow %s, it has %s", kind(typ), names(specs(m.p, typ)), names(m.o.of(typ)))
+	})
 }
 
 // fits checks what needs no algorithm: protocol, SPI, and that every transform type is known and
-// belongs to the protocol (RFC 7296, section 3.3.6).
-func fits(p Proposal, o Offer) *mismatch {
-	if o.Protocol != p.Protocol {
-		return &mismatch{0, fmt.Sprintf("is for %s, wanted is %s", protocolName(o.Protocol), protocolName(p.Protocol))}
+// belongs to the protocol (RFC 7296, section 3.3.6). It returns what is wrong, with explain in
+// words, or nothing.
+func fits(p *Proposal, o *Offer, explain bool) string {
+	say := func(format string, args ...any) string {
+		if !explain {
+			return "no"
+		}
+		return fmt.Sprintf(format, args...)
 	}
-	if err := checkSPI(o); err != "" {
-		return &mismatch{0, err}
+	if o.Protocol != p.Protocol {
+		return say("is for %s, wanted is %s", protocolName(o.Protocol), protocolName(p.Protocol))
+	}
+	if err := checkSPI(*o); err != "" {
+		return err
 	}
 	for _, t := range o.Transforms {
 		switch {
 		case t.Type < TypeENCR || t.Type > TypeADDKE7,
 			t.Type == TypePRF && p.Protocol == ProtocolESP,
 			t.Type == TypeESN && p.Protocol == ProtocolIKE:
-			return &mismatch{0, fmt.Sprintf("transform type %d is not one of %s", t.Type, protocolName(p.Protocol))}
+			return say("transform type %d is not one of %s", t.Type, protocolName(p.Protocol))
 		}
 	}
-	return nil
+	return ""
 }
 
 // checkSPI returns what is wrong with the SPI of a proposal, or nothing.
@@ -251,13 +290,12 @@ func Accept(sent, answer []Offer) (Chosen, error) {
 }
 
 // specs lists our transforms of one type.
-func specs(p Proposal, typ uint8) []TransformSpec {
+func specs(p *Proposal, typ uint8) []TransformSpec {
 	var ts []TransformSpec
-	for _, t := range p.transforms() {
-		if t.Type == typ {
-			ts = append(ts, t)
-		}
-	}
+	p.each(typ, func(t TransformSpec) bool {
+		ts = append(ts, t)
+		return true
+	})
 	return ts
 }
 

@@ -210,8 +210,8 @@ func modelSelect(own, offered []Proposal) string {
 			}
 			var names []string
 			for typ := TypeENCR; typ <= TypeESN; typ++ {
-				for _, a := range specs(p, typ) {
-					if slices.Contains(specs(q, typ), a) {
+				for _, a := range specs(&p, typ) {
+					if slices.Contains(specs(&q, typ), a) {
 						names = append(names, TransformName(a))
 						break
 					}
@@ -219,7 +219,7 @@ func modelSelect(own, offered []Proposal) string {
 			}
 			need := 0
 			for typ := TypeENCR; typ <= TypeESN; typ++ {
-				if len(specs(p, typ)) > 0 {
+				if len(specs(&p, typ)) > 0 {
 					need++
 				}
 			}
