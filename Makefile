@@ -11,6 +11,7 @@ GO       ?= go
 FUZZTIME ?= 10m
 N        ?= 2000
 SEED     ?= 1
+SAS      ?= 100000
 SIZE     ?= 20G
 KILLS    ?= 100
 DEVICES  ?= 2000
@@ -43,7 +44,7 @@ GOLANGCILINT_VERSION := v2.15.0
 WIREGUARD_VERSION := v0.0.0-20260522210424-ecfc5a8d5446
 NEBULA_VERSION    := v1.10.3
 
-.PHONY: help demo test lint fuzz interop soak kill sim bench bench-net bench-ike bench-sp flood clean \
+.PHONY: help demo test lint fuzz interop soak kill sim sim-many bench bench-net bench-ike bench-sp flood clean \
 	install build cross lint-lite test-unit test-sim test-e2e tools bench-peers bench-limit
 
 help: ## this list
@@ -83,9 +84,13 @@ sim: ## schedules of IKE SAs in a simulator (docs/simulator.md): N=2000 of them,
 		WARDGATE_SIM_N=$(N) WARDGATE_SIM_SEED=$(SEED) WARDGATE_SIM_OUT=$(CURDIR)/build/sim.txt $(GO) test -count=1 -timeout 12h -run '^TestSimulator$$' ./ike || failed=1; \
 		cat build/sim.txt; exit $$failed
 
+sim-many: ## SAS=100000 IKE SAs in one process, both ends of each: set up, idle for a virtual hour, all keys replaced, deleted
+	WARDGATE_MANY_SAS=$(SAS) $(GO) test -count=1 -timeout 2h -v -run '^TestManyIKESAs$$' ./ike
+
 # What CI plays, without -race, which costs ten times as much; test-unit plays a few with it.
 test-sim:
 	@$(MAKE) --no-print-directory sim N=20000 SEED=$(SEED)
+	@$(MAKE) --no-print-directory sim-many SAS=5000
 	$(GO) test -count=1 -timeout 20m -tags plantedbugs -run '^TestPlantedBugs$$' ./ike
 
 bench: build ## packet and codec benchmarks: table, and JSON lines in build/bench/micro.jsonl (ROUNDS=3)

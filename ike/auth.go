@@ -14,6 +14,7 @@ import (
 
 	"wardgate/ike/message"
 	"wardgate/ike/suite"
+	"wardgate/internal/certs"
 )
 
 // authState is where the authentication rounds stand (RFC 4739). Both ends prove one round in
@@ -27,6 +28,7 @@ type authState struct {
 	leaves     [][]byte   // of localIDs: our certificates, DER; nil: PSK
 	job        uint64     // the signature or verdict we wait for; 0: none
 	verifying  bool       // job is a verdict
+	checked    *verifyJob // job, where it is about a signature
 	childless  bool       // no CHILD SA comes with the rounds (RFC 6023)
 
 	// Responder.
@@ -225,6 +227,7 @@ type verifyJob struct {
 	method uint8
 	proofs []ppkProof // for each query: what is signed, and the signature
 	leaf   []byte
+	cert   *x509.Certificate // leaf, once check has parsed it
 }
 
 // verify starts the judgement of the peer's AUTH payload in the message in, once for all
@@ -299,7 +302,8 @@ func (sa *SA) verify(in *parsed, id *message.ID) *RefusedError {
 			queries[i].Earlier = append(queries[i].Earlier, p.cert)
 		}
 	}
-	job := verifyJob{method, proofs, chain[0]}
+	job := &verifyJob{method: method, proofs: proofs, leaf: chain[0]}
+	h.checked = job
 	sa.do(actVerify{job: h.job, check: func(verify func(CertQuery) error) []error { return job.check(queries, verify) }})
 	return nil
 }
@@ -320,8 +324,10 @@ func x509Chain(certs []*message.Cert) [][]byte {
 // check judges chain and signature; both must hold. It runs in a worker.
 func (j *verifyJob) check(queries []CertQuery, verify func(CertQuery) error) []error {
 	out := make([]error, len(queries))
-	done := -1 // the query whose signature was checked last
+	done := -1                                 // the query whose signature was checked last
+	j.cert, _ = certs.ParseCertificate(j.leaf) // what is wrong with it is said below
 	for i, q := range queries {
+		q.parsed = j.cert
 		p := &j.proofs[i]
 		if p.err != nil {
 			out[i] = p.err
@@ -342,11 +348,11 @@ func (j *verifyJob) check(queries []CertQuery, verify func(CertQuery) error) []e
 }
 
 func (j *verifyJob) signature(round int, p *ppkProof) error {
-	leaf, err := x509.ParseCertificate(j.leaf)
-	if err != nil {
+	if j.cert == nil {
+		_, err := certs.ParseCertificate(j.leaf)
 		return refused(CodeBadCert, round, err, "the certificate cannot be parsed")
 	}
-	if err := suite.VerifySignature(leaf.PublicKey, j.method, p.data, p.octets, suite.SignatureHashes()); err != nil {
+	if err := suite.VerifySignature(j.cert.PublicKey, j.method, p.data, p.octets, suite.SignatureHashes()); err != nil {
 		code := CodeBadSignature
 		if errors.Is(err, suite.ErrAuthMethod) {
 			code = CodeAuthMethod
@@ -409,20 +415,29 @@ func (sa *SA) onVerdict(ev evVerdict) {
 	if in.auth.Method != message.AuthMethod(suite.AuthPSK) {
 		chain := x509Chain(in.certs)
 		// Copies, so that the whole message is not kept for as long as the IKE SA stands.
-		p.leaf, p.intermediates, p.ocsp = bytes.Clone(chain[0]), cloneAll(chain[1:]), cloneAll(ocspResponses(in.certs))
-		cert, err := x509.ParseCertificate(p.leaf)
-		if err != nil {
-			sa.fail(err)
-			return
-		}
-		p.cert = cert
+		p.leaf, p.intermediates, p.ocsp = bytes.Clone(chain[0]), cloneCAs(chain[1:]), cloneAll(ocspResponses(in.certs))
+		p.cert = h.checked.cert
 	}
+	h.checked = nil
 	h.proofs = append(h.proofs, p)
 	if sa.initiator {
 		sa.roundProved()
 	} else {
 		sa.peerProved()
 	}
+}
+
+// cloneCAs is cloneAll where those that many peers send are kept once.
+func cloneCAs(list [][]byte) [][]byte {
+	var out [][]byte
+	for _, b := range list {
+		if c := certs.KnownCA(b); c != nil {
+			out = append(out, c.Raw)
+		} else {
+			out = append(out, bytes.Clone(b))
+		}
+	}
+	return out
 }
 
 func cloneAll(list [][]byte) [][]byte {
@@ -466,7 +481,7 @@ func (sa *SA) establish() (*established, error) {
 		return nil, refused(CodeSuiteNotAllowed, -1, nil, "%v was negotiated before it was known who the peer is; connection %q does not allow it", sa.cur.chosen, sa.peer.Name)
 	}
 	e.rekeyAt = sa.rekeyAt(sa.peer.rekeyIKE(), sa.initiator)
-	e.planReauth(sa)
+	e.planReauth(sa, h.proofs)
 	return e, nil
 }
 
@@ -476,6 +491,7 @@ func (sa *SA) goUp(e *established) {
 	sa.est, sa.state = e, StateEstablished
 	sa.handshake = nil
 	h.wipe()
+	sa.cur.prot.keys.WipeAuth()
 	sa.do(actEstablished{
 		peer: sa.peer.Name, initialContact: h.initialContact, begun: sa.begun,
 		localIDs: e.localIDs, remoteIDs: e.remoteIDs,

@@ -286,7 +286,7 @@ func (b *box) firstContact(peer *PeerConfig) bool {
 	}
 	first := true
 	for _, k := range contactsOf(peer) {
-		first = first && len(b.ep.contacts[k]) == 0
+		first = first && b.ep.contacts[k].len() == 0
 		b.ep.addContactLocked(k, b)
 	}
 	return first
@@ -296,7 +296,7 @@ func (b *box) firstContact(peer *PeerConfig) bool {
 func (b *box) another(peer string) bool {
 	b.ep.mu.Lock()
 	defer b.ep.mu.Unlock()
-	for _, o := range b.ep.byPeer[peer] {
+	for o := range b.ep.byPeer[peer].all() {
 		if o != b && o.up.Load() && !o.ending.Load() {
 			return true
 		}
@@ -337,21 +337,17 @@ func contactsOf(p *PeerConfig) []contact {
 }
 
 func (ep *Endpoint) addContactLocked(k contact, b *box) {
-	m := ep.contacts[k]
-	if m == nil {
-		m = map[SAID]*box{}
-		ep.contacts[k] = m
-	}
-	if m[b.id] == nil {
-		m[b.id] = b
+	if s := ep.contacts[k]; !s.has(b) {
+		ep.contacts[k] = s.with(b)
 		b.contacts = append(b.contacts, k)
 	}
 }
 
 func (ep *Endpoint) dropContactsLocked(b *box) {
 	for _, k := range b.contacts {
-		delete(ep.contacts[k], b.id)
-		if len(ep.contacts[k]) == 0 {
+		if s := ep.contacts[k].without(b); s.len() > 0 {
+			ep.contacts[k] = s
+		} else {
 			delete(ep.contacts, k)
 		}
 	}
@@ -399,7 +395,7 @@ func (ep *Endpoint) established(b *box, a actEstablished) {
 		ep.addContactLocked(k, b)
 	}
 	if a.initialContact {
-		for _, o := range ep.contacts[k] {
+		for o := range ep.contacts[k].all() {
 			if o != b {
 				others = append(others, o)
 			}
@@ -451,8 +447,9 @@ func (ep *Endpoint) remove(b *box) {
 		delete(ep.streams, s)
 	}
 	if b.peer != "" {
-		delete(ep.byPeer[b.peer], b.id)
-		if len(ep.byPeer[b.peer]) == 0 {
+		if s := ep.byPeer[b.peer].without(b); s.len() > 0 {
+			ep.byPeer[b.peer] = s
+		} else {
 			delete(ep.byPeer, b.peer)
 		}
 	}

@@ -58,7 +58,7 @@ type child struct {
 
 	known     bool        // the peer has it: our request made it, or the peer went on after our answer
 	sendNow   bool        // the owner was told to send on it
-	gen       *generation // that it was made with
+	gen       *generation // that it was made with; nil: it is gone
 	rekeying  *newChild   // our rekey of it that is queued or under way
 	deleting  bool        // our Delete of it is queued or under way
 	gone      bool        // the owner was told that it is down

@@ -38,13 +38,13 @@ type Endpoint struct {
 	halfAddr     map[netip.Addr]int // of half, for each source address
 	espSPIs      map[uint32]ChildID // inbound SPIs in use
 	children     map[ChildID]*box
-	streams      map[uint64]*box           // that our IKE SAs have opened
-	byPeer       map[string]map[SAID]*box  // connection → IKE SAs that are known to be of it
-	contacts     map[contact]map[SAID]*box // IKE SAs by the identities of both ends
-	sessions     map[string]*session       // connection → what may be resumed
-	refusedAt    rateLimit                 // refusals of strangers that are reported
-	invalidSPIAt rateLimit                 // INVALID_IKE_SPI answers
-	idle         chan struct{}             // closed when closed and no box is left
+	streams      map[uint64]*box     // that our IKE SAs have opened
+	byPeer       map[string]boxSet   // connection → IKE SAs that are known to be of it
+	contacts     map[contact]boxSet  // IKE SAs by the identities of both ends
+	sessions     map[string]*session // connection → what may be resumed
+	refusedAt    rateLimit           // refusals of strangers that are reported
+	invalidSPIAt rateLimit           // INVALID_IKE_SPI answers
+	idle         chan struct{}       // closed when closed and no box is left
 }
 
 type halfKey struct {
@@ -76,8 +76,8 @@ func NewEndpoint(cfg Config) (*Endpoint, error) {
 		espSPIs:      map[uint32]ChildID{},
 		children:     map[ChildID]*box{},
 		streams:      map[uint64]*box{},
-		byPeer:       map[string]map[SAID]*box{},
-		contacts:     map[contact]map[SAID]*box{},
+		byPeer:       map[string]boxSet{},
+		contacts:     map[contact]boxSet{},
 		sessions:     map[string]*session{},
 		refusedAt:    rateLimit{perSecond: 20, burst: 100},
 		invalidSPIAt: rateLimit{perSecond: 50, burst: 100},
@@ -217,8 +217,7 @@ func (ep *Endpoint) initiate(peer string, what evInitiate) error {
 	}
 	// Over the oldest IKE SA of the connection that is not on its way out: two routers that
 	// choose alike do not make two.
-	for _, id := range slices.Sorted(maps.Keys(ep.byPeer[peer])) {
-		b := ep.byPeer[peer][id]
+	for _, b := range ep.byPeer[peer].sorted() {
 		if b.ending.Load() {
 			continue
 		}
@@ -242,7 +241,7 @@ func (ep *Endpoint) initiate(peer string, what evInitiate) error {
 // the owner's records.
 func (ep *Endpoint) Terminate(peer, reason string) {
 	ep.mu.Lock()
-	boxes := slices.Collect(maps.Values(ep.byPeer[peer]))
+	boxes := ep.byPeer[peer].sorted()
 	ep.takeSessionLocked(peer).wipe()
 	ep.mu.Unlock()
 	for _, b := range boxes {
@@ -352,12 +351,7 @@ func (ep *Endpoint) newBoxLocked(peer string) *box {
 }
 
 func (ep *Endpoint) addPeerLocked(peer string, b *box) {
-	m := ep.byPeer[peer]
-	if m == nil {
-		m = map[SAID]*box{}
-		ep.byPeer[peer] = m
-	}
-	m[b.id] = b
+	ep.byPeer[peer] = ep.byPeer[peer].with(b)
 	b.peer = peer
 }
 

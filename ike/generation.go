@@ -336,6 +336,13 @@ func (sa *SA) dropGeneration(g *generation) {
 		}
 	}
 	g.wipe()
+	if sa.est != nil {
+		for _, c := range sa.est.children {
+			if c.gen == g {
+				c.gen = nil
+			}
+		}
+	}
 }
 
 // adoptPath follows the peer to a new address. Called with an authentic message that is no

@@ -76,7 +76,8 @@ type replayed struct {
 	more    []hexBytes // of additional key exchanges
 	keys    int
 	childNo int
-	created *parsed // the answer to CREATE_CHILD_SA that waits for an additional key exchange
+	created *parsed           // the answer to CREATE_CHILD_SA that waits for an additional key exchange
+	noted   map[string][]byte // see note
 }
 
 func (r *replayed) nextShared() suite.Secret {
@@ -93,7 +94,7 @@ func (r *replayed) derive(c suite.Chosen, seed suite.Secret, ni, nr []byte, spiI
 	r.Helper()
 	var ends [2]*generation
 	for i := range ends {
-		sa := &SA{cfg: &Config{}, host: replayHost{}, fragment: true}
+		sa := &SA{cfg: &Config{keyLog: r.note}, host: replayHost{}, fragment: true}
 		ends[i] = &generation{sa: sa, initiator: i == 0, spiI: spiI, spiR: spiR, chosen: c}
 		if err := ends[i].protect(seed.Clone(), ni, nr); err != nil {
 			r.Fatal(err)
@@ -108,12 +109,22 @@ func (r *replayed) compare(g *generation, seed suite.Secret) {
 	r.Helper()
 	want := r.l.IKEKeys[r.keys]
 	r.keys++
-	k := g.prot.keys
-	for label, got := range map[string]suite.Secret{"SKEYSEED": seed, "Sk_d": k.SKd, "Sk_ai": k.SKai, "Sk_ar": k.SKar, "Sk_ei": k.SKei, "Sk_er": k.SKer, "Sk_pi": k.SKpi, "Sk_pr": k.SKpr} {
-		if !bytes.Equal(got.Bytes(), want[label]) {
-			r.Errorf("%s of IKE SA %d differs", label, r.keys)
+	if !bytes.Equal(seed.Bytes(), want["SKEYSEED"]) {
+		r.Errorf("SKEYSEED of IKE SA %d differs", r.keys)
+	}
+	for _, k := range []string{"d", "ai", "ar", "ei", "er", "pi", "pr"} {
+		if !bytes.Equal(r.noted[fmt.Sprintf("sk_%s-%016x", k, g.spiI)], want["Sk_"+k]) {
+			r.Errorf("Sk_%s of IKE SA %d differs", k, r.keys)
 		}
 	}
+}
+
+// note keeps the newest keys of each generation: it does not keep those that it has no use for itself.
+func (r *replayed) note(name string, key []byte) {
+	if r.noted == nil {
+		r.noted = map[string][]byte{}
+	}
+	r.noted[name] = key
 }
 
 // child compares the keys of a CHILD SA.

@@ -39,6 +39,9 @@ func (g *generation) protect(seed suite.Secret, ni, nr []byte) error {
 	g.prot = &protection{prf: prf, keys: keys, out: out, in: in}
 	g.logKeys()
 	keys.WipeProtection() // out and in have them
+	if g.sa.est != nil {
+		keys.WipeAuth() // a rekey: both ends have proved who they are
+	}
 	return nil
 }
 
@@ -60,8 +63,8 @@ func (g *generation) logKeys() {
 		{"pi", keys.SKpi},
 		{"pr", keys.SKpr},
 	} {
-		if k.s.Len() == 0 && k.name[0] == 'e' {
-			continue // it was told before, when it was new
+		if keys.SKei.Len() == 0 && (k.name[0] == 'e' || k.name[0] == 'a') {
+			continue // they were told when they were new
 		}
 		log(fmt.Sprintf("sk_%s-%016x", k.name, g.spiI), append([]byte(nil), k.s.Bytes()...))
 	}
@@ -116,7 +119,7 @@ func (g *generation) seal(h message.Header, in message.Inner) ([][]byte, error) 
 
 // reassembly is the fragments of the one message that is expected in a direction.
 type reassembly struct {
-	message.Reassembler
+	parts   *message.Reassembler // nil: none came
 	expires time.Time
 }
 
@@ -124,9 +127,14 @@ type reassembly struct {
 // sooner than that.
 const reassemblyTime = 30 * time.Second
 
-func (r *reassembly) reset() {
-	r.Reset()
-	r.expires = time.Time{}
+func (r *reassembly) reset() { *r = reassembly{} }
+
+// Pending returns how many fragments of how many are there; 0 and 0 when none is.
+func (r *reassembly) Pending() (have, total int) {
+	if r.parts == nil {
+		return 0, 0
+	}
+	return r.parts.Pending()
 }
 
 func (r *reassembly) expire(now time.Time) {
@@ -157,15 +165,18 @@ func (g *generation) open(re *reassembly, ev evDatagram) (*parsed, error) {
 	var inner message.Inner
 	if m.Encrypted.IsFragment() {
 		// RFC 7383, section 2.3: only when both ends announced it.
-		if !g.sa.fragment || re.Wants(m) != nil {
+		if !g.sa.fragment || re.parts != nil && re.parts.Wants(m) != nil {
 			return nil, nil //nolint:nilerr // nothing authentic yet, no answer
 		}
 		f, err := m.OpenFragment(g.prot.in)
 		if err != nil {
 			return nil, nil //nolint:nilerr // not authentic
 		}
+		if re.parts == nil {
+			re.parts = &message.Reassembler{}
+		}
 		var done bool
-		inner, done, err = re.Add(f)
+		inner, done, err = re.parts.Add(f)
 		switch {
 		case errors.Is(err, message.ErrReassemblyLimit):
 			re.reset()

@@ -84,8 +84,8 @@ func (ep *Endpoint) WantQueues(peer, child string, n int) error {
 	}
 	// The IKE SA that Initiate uses.
 	var b *box
-	for id, x := range ep.byPeer[peer] {
-		if !x.ending.Load() && (b == nil || id < b.id) {
+	for x := range ep.byPeer[peer].all() {
+		if !x.ending.Load() && (b == nil || x.id < b.id) {
 			b = x
 		}
 	}
@@ -252,8 +252,11 @@ func sameSelectors(a, b []Selector) bool { return within(a, b) && within(b, a) }
 // takesPart notes what the peer said about RFC 9611 with a CHILD SA. It need not say anything
 // with a rekey.
 func (sa *SA) takesPart(cfg *ChildConfig, in *parsed, rekey bool) {
-	if has := in.has(notifyResourceInfo); has || !rekey {
-		sa.group(cfg.Name).peer = has
+	has := in.has(notifyResourceInfo)
+	if has {
+		sa.group(cfg.Name).peer = true
+	} else if q := sa.queues[cfg.Name]; q != nil && !rekey {
+		q.peer = false
 	}
 }
 

@@ -29,15 +29,12 @@ func (sa *SA) spread(d time.Duration) time.Duration {
 	return time.Duration(v%1000) * (d / 1000)
 }
 
-// planReauth sets the times of a new IKE SA's end.
-func (e *established) planReauth(sa *SA) {
-	for _, p := range e.proofs {
-		if p.leaf == nil {
+// planReauth sets the times of a new IKE SA's end, by the proofs with which it was made.
+func (e *established) planReauth(sa *SA, proofs []proof) {
+	for _, p := range proofs {
+		c := p.cert
+		if c == nil {
 			continue
-		}
-		c, err := x509.ParseCertificate(p.leaf)
-		if err != nil {
-			continue // it was parsed before
 		}
 		// It is valid until NotAfter included.
 		if end := c.NotAfter.Add(time.Second); e.expireAt.IsZero() || end.Before(e.expireAt) {
@@ -163,7 +160,7 @@ func (ep *Endpoint) covering(old *box, a actReauth) (id SAID, ok, settled bool) 
 	now := ep.cfg.Clock.Now()
 	ep.mu.Lock()
 	var others []*box
-	for _, o := range ep.byPeer[a.peer] {
+	for o := range ep.byPeer[a.peer].all() {
 		if o.id > old.id && o.up.Load() && !o.ending.Load() {
 			others = append(others, o)
 		}

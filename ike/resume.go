@@ -109,7 +109,10 @@ func (sa *SA) startResume() {
 }
 
 // queriesOf asks for the certificates that were proved.
-func (sa *SA) queriesOf(proofs []proof) []CertQuery { return certQueries(sa.peer, proofs, sa.now) }
+func (sa *SA) queriesOf(proofs []proof) []CertQuery {
+	parseProofs(proofs)
+	return certQueries(sa.peer, proofs, sa.now)
+}
 
 // presentTicket sends IKE_SESSION_RESUME.
 func (sa *SA) presentTicket() {
@@ -378,7 +381,7 @@ func (sa *SA) takeTicket(g *generation, in *parsed) {
 	e := sa.est
 	s := e.session(sa, g, sa.now.Add(life))
 	s.said, s.ticket, s.path = sa.id, slices.Clone(n.Data[4:]), sa.path
-	s.proofs, s.leaves = e.proofs, e.localLeaves
+	s.proofs, s.leaves = slices.Clone(e.proofs), e.localLeaves
 	e.ticketed = true
 	e.ticketAt = sa.now.Add(life*3/4 - sa.spread(life/8))
 	sa.host.keepSession(s)

@@ -218,6 +218,7 @@ func (sa *SA) judgeSession(cfg *PeerConfig) actVerify {
 			}
 			proofs[i].leaf, proofs[i].intermediates = chain[0], chain[1:]
 		}
+		parseProofs(proofs)
 		return checkChains(certQueries(cfg, proofs, now), verify)
 	}}
 }
@@ -275,19 +276,24 @@ func certQueries(cfg *PeerConfig, proofs []proof, at time.Time) []CertQuery {
 	var queries []CertQuery
 	var earlier []*x509.Certificate
 	for i, p := range proofs {
-		var cert *x509.Certificate
 		if p.leaf != nil {
 			queries = append(queries, CertQuery{
 				Peer: cfg, Round: i, Auth: &cfg.RemoteAuth[i], ID: p.id, Leaf: p.leaf, Intermediates: p.intermediates, OCSP: p.ocsp,
-				Earlier: earlier[:i:i], At: at,
+				Earlier: earlier[:i:i], At: at, parsed: p.cert,
 			})
-			if i+1 < len(proofs) {
-				cert, _ = x509.ParseCertificate(p.leaf) // as it could be when it came
-			}
 		}
-		earlier = append(earlier, cert)
+		earlier = append(earlier, p.cert)
 	}
 	return queries
+}
+
+// parseProofs parses what the session of a ticket holds as octets.
+func parseProofs(proofs []proof) {
+	for i := range proofs {
+		if p := &proofs[i]; p.leaf != nil && p.cert == nil {
+			p.cert, _ = x509.ParseCertificate(p.leaf) // as it could be when it came
+		}
+	}
 }
 
 // checkChains judges certificates whose keys were proved before.

@@ -233,6 +233,8 @@ type CertQuery struct {
 	OCSP          [][]byte            // DER: responses that came with the certificates (RFC 4806)
 	Earlier       []*x509.Certificate // leaves of the earlier rounds; nil where a PSK was used
 	At            time.Time
+
+	parsed *x509.Certificate // Leaf, where it was parsed already
 }
 
 // Owner is told what happens. The calls come from goroutines of the Endpoint, in order for each

@@ -18,7 +18,7 @@ func DefaultVerify(q CertQuery) error {
 // VerifiedChain is DefaultVerify, and returns the path that was found, leaf first and anchor last.
 func VerifiedChain(q CertQuery) ([]*x509.Certificate, error) {
 	opt := certs.Options{
-		Leaf: q.Leaf, Intermediates: q.Intermediates, Anchors: q.Auth.Anchors, CRLs: q.Auth.CRLs,
+		Leaf: q.Leaf, Parsed: q.parsed, Intermediates: q.Intermediates, Anchors: q.Auth.Anchors, CRLs: q.Auth.CRLs,
 		RequireCRL: q.Auth.RequireCRL, OCSP: q.OCSP, EKU: certs.EKUIPsecIKE, At: q.At, Role: q.Auth.Role,
 		ID: &certs.ID{Type: certs.IDType(q.ID.Type), Data: []byte(q.ID.Data)},
 	}

@@ -18,7 +18,38 @@ type remembered struct {
 }
 
 // acceptedPaths are the paths that crypto/x509 accepted. Each costs less than 100 octets.
-var acceptedPaths = remembered{max: 4096}
+var acceptedPaths = remembered{max: 1 << 14}
+
+// knownCAs are the certificates of CAs that stood on an accepted path, so that those few, which every peer
+// sends again, are parsed and kept once.
+var knownCAs = parsedCAs{max: 256}
+
+type parsedCAs struct {
+	max int
+
+	mu sync.Mutex
+	by map[string]*x509.Certificate // DER
+}
+
+// KnownCA returns a CA's certificate that stood on an accepted path, for everybody who meets the same
+// octets again, or nil. It says nothing about whether it is good today. Nobody may change it.
+func KnownCA(der []byte) *x509.Certificate {
+	knownCAs.mu.Lock()
+	defer knownCAs.mu.Unlock()
+	return knownCAs.by[string(der)]
+}
+
+func (p *parsedCAs) add(c *x509.Certificate) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.by[string(c.Raw)] != nil {
+		return
+	}
+	if p.by == nil || len(p.by) >= p.max {
+		p.by = map[string]*x509.Certificate{}
+	}
+	p.by[string(c.Raw)] = c
+}
 
 func (r *remembered) has(key [sha256.Size]byte) bool {
 	r.mu.Lock()

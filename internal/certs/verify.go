@@ -13,8 +13,9 @@ import (
 
 // Options is what [VerifyChain] judges and by what.
 type Options struct {
-	Leaf          []byte   // DER of the end entity's certificate
-	Intermediates [][]byte // DER, as the peer sent them, in any order; superfluous ones do no harm
+	Leaf          []byte            // DER of the end entity's certificate
+	Parsed        *x509.Certificate // what ParseCertificate made of Leaf, to spare doing it again; nil: not at hand
+	Intermediates [][]byte          // DER, as the peer sent them, in any order; superfluous ones do no harm
 	Anchors       []*x509.Certificate
 	CRLs          []*x509.RevocationList
 
@@ -81,15 +82,22 @@ func verifyChain(opt *Options) (*Verified, error) {
 	if len(opt.Intermediates) > MaxIntermediates {
 		return nil, &Error{Class: TooLarge, Expected: fmt.Sprintf("at most %d certificates beside the end entity's", MaxIntermediates), Got: fmt.Sprint(len(opt.Intermediates)), Do: "the peer must send only the certificates between its own and the anchor"}
 	}
-	leaf, err := ParseCertificate(opt.Leaf)
-	if err != nil {
-		return nil, err
+	leaf := opt.Parsed
+	if leaf == nil || !bytes.Equal(leaf.Raw, opt.Leaf) {
+		var err error
+		if leaf, err = ParseCertificate(opt.Leaf); err != nil {
+			return nil, err
+		}
 	}
 	if err := CheckPublicKey(leaf.PublicKey); err != nil {
 		return nil, at(err, leaf)
 	}
 	s := search{anchors: opt.Anchors, budget: MaxSignatureChecks}
 	for _, der := range opt.Intermediates {
+		if c := KnownCA(der); c != nil {
+			s.pool = append(s.pool, c)
+			continue
+		}
 		c, err := ParseCertificate(der)
 		if err != nil {
 			s.note(err) // harmless unless the path needed it
@@ -307,6 +315,9 @@ func checkPath(path []*x509.Certificate, opt *Options) (*Verified, error) {
 		if err := MatchID(leaf, *opt.ID); err != nil {
 			return nil, err
 		}
+	}
+	for _, c := range path[1 : len(path)-1] {
+		knownCAs.add(c)
 	}
 	return &Verified{Leaf: leaf, Chain: path, ValidUntil: until}, nil
 }
