@@ -2,6 +2,7 @@ package ike
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -358,7 +359,15 @@ func (sa *SA) adoptPath(p Path) {
 	old := sa.path
 	switch {
 	case sa.est == nil && !sa.initiator:
-		// The initiator moves to port 4500 with its first IKE_AUTH (RFC 7296, section 2.23).
+		// The initiator moves to port 4500 with its first IKE_AUTH (RFC 7296, section 2.23). Its address is
+		// the one to which the answer to IKE_SA_INIT came, unless there is a NAT, which may have several:
+		// else one who has a packet on its way, and sends it on from elsewhere, would move the IKE SA.
+		if !sa.nat.remote {
+			if p.Remote.Addr().Is4() != sa.path.Remote.Addr().Is4() {
+				return
+			}
+			p.Remote = netip.AddrPortFrom(sa.path.Remote.Addr(), p.Remote.Port())
+		}
 		sa.path = p
 	case sa.est == nil:
 		if p.Remote == sa.path.Remote && p.Encap == sa.path.Encap {

@@ -31,12 +31,18 @@ const (
 type mobike struct {
 	peerAddrs []netip.Addr // that the peer told beside the one in use
 
-	// Initiator. seq counts the changes, so that the answer to an update that was overtaken by the
-	// next change is told from the newest one's (pending_update of section 3.5).
-	seq     uint64
+	// seq counts the changes, so that the answer to an update that was overtaken by the next change
+	// is told from the newest one's (pending_update of section 3.5), and the answer to a check of an
+	// address from one that may have come from the address before or after.
+	seq uint64
+
+	// Initiator.
 	probing int    // of the paths, the one that is tried next; 0: none is
 	seen    []byte // NAT_DETECTION_DESTINATION_IP of the last update
 	seenSPI uint64 // of the generation it was of
+
+	// Responder. chosen is the address of ours that the initiator uses.
+	chosen netip.Addr
 
 	// Until a new address is checked, data goes by the path before.
 	checking bool
@@ -129,7 +135,7 @@ func peerAddrsOf(in *parsed) (list []netip.Addr, ok bool) {
 // takeMobike starts MOBIKE when both ends announced it, in the messages of this IKE SA.
 func (sa *SA) takeMobike(in *parsed) {
 	if sa.peer.Mobike && sa.path.Stream == 0 && in.has(message.NotifyMOBIKESupported) {
-		sa.mob = &mobike{}
+		sa.mob = &mobike{chosen: sa.path.Local.Addr()}
 		sa.mob.peerAddrs, _ = peerAddrsOf(in)
 		sa.mob.peerAddrs = append(sa.mob.peerAddrs, sa.path.Remote.Addr())
 	}
@@ -146,6 +152,8 @@ func (sa *SA) onAddresses() {
 	switch {
 	case len(own) == 0:
 		return // nowhere to go; what comes next may be better
+	case !sa.initiator && here != m.chosen && slices.Contains(own, m.chosen):
+		sa.answerFrom(m.chosen) // it is back, and maybe the initiator never noticed
 	case slices.Contains(own, here):
 		sa.cur.enqueue(&addressesTask{})
 	case sa.initiator:
@@ -155,16 +163,20 @@ func (sa *SA) onAddresses() {
 	default:
 		// Section 3.5: where the source address is gone, the responder may change it on its own.
 		i := slices.IndexFunc(own, func(a netip.Addr) bool { return a.Is4() == here.Is4() })
-		if i < 0 {
-			return
+		if i >= 0 {
+			sa.answerFrom(own[i])
 		}
-		sa.path.Local = netip.AddrPortFrom(own[i], sa.path.Local.Port())
-		if m.checking {
-			m.data.Local = sa.path.Local
-		}
-		sa.tellPath()
-		sa.cur.enqueue(&addressesTask{})
 	}
+}
+
+// answerFrom gives a responder another source address.
+func (sa *SA) answerFrom(a netip.Addr) {
+	sa.path.Local = netip.AddrPortFrom(a, sa.path.Local.Port())
+	if sa.mob.checking {
+		sa.mob.data.Local = sa.path.Local
+	}
+	sa.tellPath()
+	sa.cur.enqueue(&addressesTask{})
 }
 
 // paths are the pairs of addresses that an initiator can use, the best first: those to the peer's
@@ -212,6 +224,11 @@ func (sa *SA) changePath(p Path) {
 	if !m.checking {
 		sa.tellPath()
 	}
+	sa.update()
+}
+
+// update sends UPDATE_SA_ADDRESSES before anything else that waits.
+func (sa *SA) update() {
 	is := func(t task) bool { _, ok := t.(*updateTask); return ok }
 	if !slices.ContainsFunc(sa.cur.queue, is) {
 		sa.cur.queue = append([]task{&updateTask{}}, sa.cur.queue...)
@@ -306,6 +323,13 @@ func (t *updateTask) done(sa *SA, g *generation, in *parsed) {
 	sa.checked()
 }
 
+// retire sends it again: the peer may never have got it before it rekeyed the IKE SA.
+func (t *updateTask) retire(sa *SA) {
+	if sa.mob != nil && sa.state == StateEstablished {
+		sa.update()
+	}
+}
+
 // takeNATDetection finds out anew which end is behind a NAT, and how the peer sees us.
 func (sa *SA) takeNATDetection(g *generation, in *parsed) {
 	n := in.notify(message.NotifyNATDetectionDestinationIP)
@@ -387,9 +411,15 @@ func (t *addressesTask) done(sa *SA, _ *generation, in *parsed) {
 	}
 }
 
+func (t *addressesTask) retire(sa *SA) {
+	if sa.mob != nil && sa.state == StateEstablished {
+		sa.cur.enqueue(&addressesTask{})
+	}
+}
+
 // routableTask checks that the peer gets what is sent to its new address (section 3.7).
 type routableTask struct {
-	path   Path
+	seq    uint64
 	cookie cookie2
 }
 
@@ -397,9 +427,15 @@ func (t *routableTask) build(sa *SA, _ *generation) (uint8, *outgoing, bool) {
 	if sa.mob == nil || sa.state != StateEstablished || !sa.mob.checking {
 		return 0, nil, false
 	}
-	t.path = sa.path
+	t.seq = sa.mob.seq
 	out := newOutgoing()
 	return exchangeInformational, out, t.cookie.add(sa, out)
+}
+
+func (t *routableTask) retire(sa *SA) {
+	if sa.mob != nil && sa.state == StateEstablished {
+		sa.cur.enqueue(&routableTask{})
+	}
 }
 
 func (t *routableTask) done(sa *SA, _ *generation, in *parsed) {
@@ -408,7 +444,7 @@ func (t *routableTask) done(sa *SA, _ *generation, in *parsed) {
 	}
 	switch {
 	case !sa.mob.checking:
-	case t.path != sa.path:
+	case t.seq != sa.mob.seq:
 		sa.cur.enqueue(&routableTask{}) // it went to several addresses: which one answered is not known
 	default:
 		sa.checked()
@@ -456,7 +492,10 @@ func (sa *SA) onMobike(g *generation, in *parsed, out *outgoing) bool {
 	switch {
 	case update:
 		sa.keepData(from)
-		sa.path = from
+		if from.Remote.Addr() != sa.path.Remote.Addr() {
+			m.seq++
+		}
+		sa.path, m.chosen = from, from.Local.Addr()
 		if nat {
 			sa.nat = detectNAT(in, g.spiI, g.spiR, sa.path, sa.peer.ForceEncap)
 		}

@@ -313,6 +313,13 @@ func (t *redirectTask) build(sa *SA, _ *generation) (uint8, *outgoing, bool) {
 	return exchangeInformational, out, sa.state == StateEstablished
 }
 
+// retire sends it again: the initiator may never have got it before it rekeyed the IKE SA.
+func (t *redirectTask) retire(sa *SA) {
+	if sa.state == StateEstablished {
+		sa.cur.enqueue(&redirectTask{t.to})
+	}
+}
+
 func (t *redirectTask) done(sa *SA, _ *generation, _ *parsed) {
 	if sa.state == StateEstablished {
 		sa.endRedirected(t.to)
