@@ -20,6 +20,12 @@ import (
 var simHooks = iketest.Hooks{
 	KeyLog:  ike.SetKeyLog,
 	Inspect: func(ep *ike.Endpoint) iketest.View { return iketest.View(ep.Inspect()) },
+	Paths: func(ep *ike.Endpoint) (out []iketest.SAPath) {
+		for _, p := range ep.SAPaths() {
+			out = append(out, iketest.SAPath(p))
+		}
+		return out
+	},
 	Forge: func(ep *ike.Endpoint, pick int, exchange uint8, response bool, delta int, ps message.Payloads) (ike.Path, [][]byte) {
 		return ep.ForgeOn(pick, exchange, response, delta, ps)
 	},

@@ -96,6 +96,25 @@ func (b *box) inspect(v *Glimpse) {
 	}
 }
 
+// SAPath is where an IKE SA is, for the simulator (iketest.SAPath).
+type SAPath struct {
+	ID                SAID
+	Initiator, Mobike bool
+	IKE, Data         Path
+}
+
+// SAPaths tells where the IKE SAs are that stand.
+func (ep *Endpoint) SAPaths() (out []SAPath) {
+	for _, b := range ep.allBoxes() {
+		b.step.Lock()
+		if sa := b.sa; sa != nil && sa.est != nil && sa.state != StateClosed {
+			out = append(out, SAPath{b.id, sa.initiator, sa.mob != nil, sa.path, sa.espPath()})
+		}
+		b.step.Unlock()
+	}
+	return out
+}
+
 // ForgeOn encodes a message under the keys of one of the IKE SAs that have any, chosen by pick,
 // with the message ID that would be next plus delta; of a response, that of the peer's last request
 // plus delta.

@@ -63,6 +63,7 @@ func (r *run) act(o Op) {
 		}
 	case OpHeal:
 		clear(r.cut)
+		clear(r.cutPath)
 	case OpRestart:
 		n.boot()
 	case OpPause:
@@ -71,9 +72,17 @@ func (r *run) act(o Op) {
 		n.offset += jump(o.N)
 		r.back += max(0, -jump(o.N))
 	case OpNAT:
-		if r.nat != nil {
-			r.nat.Shift += 10
+		for _, nat := range r.nats {
+			nat.Shift += 10
 		}
+	case OpAddrs:
+		r.roam(o, n)
+	case OpCutPath:
+		r.cutOne(o)
+	case OpNATGoes:
+		delete(r.nats, nodeAddr(o.Node, int(o.N%maxAddrs)))
+	case OpSteal:
+		n.stolen = netip.AddrPortFrom(attacker, 500)
 	case OpTokenSlow:
 		n.token = jump(o.N)
 	case OpTokenFail:
@@ -90,6 +99,16 @@ func (r *run) act(o Op) {
 		}
 	case OpMutate:
 		n.mutate = &mutation{skip: int(o.N % 8), choices: &choices{data: o.Data, rand: fastRand{state: uint64(o.N)}}}
+	}
+}
+
+// cutOne cuts the path between one address of each of two nodes.
+func (r *run) cutOne(o Op) {
+	v := int(o.N)
+	a, b := nodeAddr(o.Node, v%maxAddrs), nodeAddr(o.Peer, v/maxAddrs%maxAddrs)
+	r.cutPath[[2]netip.Addr{a, b}] = true
+	if v/maxAddrs/maxAddrs%4 > 0 { // else in one direction only
+		r.cutPath[[2]netip.Addr{b, a}] = true
 	}
 }
 
@@ -127,7 +146,7 @@ func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
 func (r *run) again(o Op, n *simNode) {
 	var of []carried
 	for _, c := range r.history {
-		if o.Kind == OpReplay && r.byAddr[c.to.Addr()] == n || o.Kind == OpReflect && r.byAddr[c.from.Addr()] == n {
+		if o.Kind == OpReplay && r.owner[c.to.Addr()] == n || o.Kind == OpReflect && r.owner[c.from.Addr()] == n {
 			of = append(of, c)
 		}
 	}
@@ -138,8 +157,11 @@ func (r *run) again(o Op, n *simNode) {
 	if o.Kind == OpReflect {
 		c.from, c.to = c.to, c.from
 	}
-	r.note("again: %s", r.oracle.describe(c.msg))
-	r.deliver(c.from, c.to, bytes.Clone(c.msg))
+	if o.Kind == OpReplay && r.plan.mobile() && o.N%2 == 1 {
+		c.from = netip.AddrPortFrom(attacker, c.from.Port())
+	}
+	r.note("again, from %v: %s", c.from, r.oracle.describe(c.msg))
+	r.deliver(c.from, c.to, bytes.Clone(c.msg), c.from.Addr() != attacker)
 }
 
 // spoof tells a node, without protection, that one of its IKE SAs is unknown.
@@ -157,7 +179,7 @@ func (r *run) spoof(o Op, n *simNode) {
 		h.Flags = message.FlagResponse | f
 		msg, err := message.Encode(h, message.Payloads{message.NewNotify(message.NotifyInvalidIKESPI)})
 		if err == nil {
-			r.deliver(s.Path.Remote, s.Path.Local, msg)
+			r.deliver(s.Path.Remote, r.seen(s.Path.Local), msg, true)
 		}
 	}
 }
@@ -170,7 +192,11 @@ func (r *run) forge(o Op, n *simNode) {
 		x /= uint64(m)
 		return v
 	}
-	pick, kind, response := next(7), next(12), next(4) == 0
+	kinds := 12
+	if r.plan.mobile() {
+		kinds = 15
+	}
+	pick, kind, response, victim := next(7), next(kinds), next(4) == 0, false
 	delta := []int{0, 0, 0, 0, 1, 2, -1, -2, 5, 1 << 20}[next(10)]
 	exchange := []uint8{36, 36, 37, 37, 35, 34, 43, 44}[next(8)]
 	spi := binarySPI(next(1 << 16))
@@ -216,17 +242,28 @@ func (r *run) forge(o Op, n *simNode) {
 		ps = message.Payloads{message.NewNotify([]message.NotifyType{
 			message.NotifyTemporaryFailure, message.NotifyChildSANotFound, message.NotifyNoAdditionalSAs, message.NotifyInvalidSyntax, message.NotifyAuthenticationFailed,
 		}[next(5)])}
+	case 12: // it is somewhere else, says who cannot get anything there
+		exchange, victim = 37, true
+		ps = message.Payloads{message.NewNotify(message.NotifyUpdateSAAddresses), message.NewNotify(message.NotifyNoAdditionalAddresses)}
+	case 13: // it is everywhere
+		exchange = 37
+		for range 1 + next(30) {
+			ps = append(ps, message.NewNotify(message.NotifyAdditionalIP4Address, attacker.AsSlice()...), message.NewNotify(message.NotifyAdditionalIP4Address, 198, 18, 0, byte(next(200))))
+		}
+	case 14: // it answers what it has not seen
+		exchange, response = 37, true
+		ps = message.Payloads{message.NewNotify(message.NotifyCookie2, nonce[:16]...)}
 	default:
 		ps = message.Payloads{&message.Unknown{Generic: message.Generic{Critical: next(2) == 0}, Type: 200, Data: nonce[:4]}}
 	}
 	path, msgs := r.hooks.Forge(n.Endpoint, pick, exchange, response, delta, ps)
 	for _, m := range msgs {
 		r.note("forged by %s: %s", n.Name, r.oracle.describe(m))
-		from := n.local(path)
-		if r.nat != nil && from.Addr() == r.nat.Inside {
-			from = r.nat.out(from)
+		from := r.seen(n.local(path))
+		if victim {
+			from = netip.AddrPortFrom(attacker, from.Port())
 		}
-		r.deliver(from, path.Remote, m)
+		r.deliver(from, path.Remote, m, true)
 	}
 }
 
@@ -300,8 +337,11 @@ func (r *run) connections(n *simNode) []*ike.PeerConfig {
 			c.RekeyChild = 10000 * time.Hour
 		}
 		c.Reauth, c.Childless = p.Reauth, p.Childless[n.i%2]
-		if r.nat == nil || j > 0 {
-			c.Remote = []netip.AddrPort{netip.AddrPortFrom(simAddr(j), 500)}
+		c.Mobike = p.Mobike[n.i%2]
+		for k := range max(p.Addrs[j%2], 1) {
+			if !(p.NAT && j == 0 && k == 0) { // what is behind a NAT cannot be reached
+				c.Remote = append(c.Remote, netip.AddrPortFrom(nodeAddr(j, k), 500))
+			}
 		}
 		for round := range p.rounds() {
 			l := ike.LocalAuth{ID: nodeID(n.i, round)}

@@ -35,6 +35,7 @@ type Node struct {
 	keys   map[string]ike.ChildID
 	had    map[netip.Addr]bool // addresses of before, see Move
 	graves map[uint32]grave    // by inbound SPI, see Traffic
+	routes map[ike.SAID]ike.Path
 	world  *World
 
 	streams map[uint64]*streamEnd
@@ -53,7 +54,7 @@ func (w *World) NewNode(name string, addr netip.Addr, edit func(*ike.Config)) (*
 	n := &Node{
 		Name: name, Addr: addr, world: w, IKE: map[ike.SAID]ike.SAInfo{}, Children: map[ike.ChildID]*Child{},
 		Send: map[string]ike.ChildID{}, keys: map[string]ike.ChildID{},
-		graves: map[uint32]grave{}, had: map[netip.Addr]bool{}, streams: map[uint64]*streamEnd{},
+		graves: map[uint32]grave{}, routes: map[ike.SAID]ike.Path{}, had: map[netip.Addr]bool{}, streams: map[uint64]*streamEnd{},
 	}
 	cfg := ike.Config{
 		Clock: w, Rand: w.Rand(), Executor: w, Owner: n,
@@ -108,7 +109,7 @@ func (n *Node) IKEUp(i ike.SAInfo) {
 	if _, ok := n.IKE[i.ID]; ok {
 		n.violate("IKE SA %d came up twice", i.ID)
 	}
-	n.IKE[i.ID] = i
+	n.IKE[i.ID], n.routes[i.ID] = i, i.Path
 }
 
 // IKEDown implements ike.Owner.
@@ -123,6 +124,7 @@ func (n *Node) IKEDown(i ike.SAInfo, r ike.Reason) {
 		}
 	}
 	delete(n.IKE, i.ID)
+	delete(n.routes, i.ID)
 	n.Ended = append(n.Ended, r)
 	if n.OnDown != nil {
 		n.OnDown(i, r)
@@ -218,6 +220,7 @@ func (n *Node) sorted() []*Child {
 func (n *Node) PathChanged(id ike.SAID, p ike.Path) {
 	n.world.Logf("%s: PathChanged %d %v", n.Name, id, p)
 	n.Paths = append(n.Paths, p)
+	n.routes[id] = p
 }
 
 // Refused implements ike.Owner.
@@ -273,7 +276,9 @@ func (n *Node) Move(addrs ...netip.Addr) {
 	for _, a := range addrs {
 		w.nodes[a] = n
 	}
-	n.Addr = addrs[0]
+	if len(addrs) > 0 {
+		n.Addr = addrs[0] // else it has lost all of them
+	}
 	w.Logf("%s: has %v", n.Name, addrs)
 	n.Endpoint.AddressChanged(addrs)
 }

@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"hash/maphash"
+	"net/netip"
 	"slices"
+	"time"
 
 	"wardgate/ike"
 	"wardgate/ike/message"
@@ -22,6 +24,7 @@ type oracle struct {
 	nonces   map[string]uint64 // → what it was used for
 	fresh    map[uint64]bool   // initiator SPIs that IKE_SA_INIT made
 	rekeys   []*rekey
+	shown    shown
 }
 
 // session is one generation of an IKE SA.
@@ -32,6 +35,22 @@ type session struct {
 	pending [2]*rekey
 	deletes [2][]uint32        // what the last request of a direction deletes, if it is an INFORMATIONAL
 	auths   [2]map[uint64]bool // IKE_AUTH messages that hold AUTH, by their hash; true: delivered
+	probes  [2]probe           // the last COOKIE2 of a direction
+	moves   [2]map[uint64]bool // UPDATE_SA_ADDRESSES and lists of addresses, by their hash; true: delivered
+}
+
+// probe is a request with COOKIE2 (RFC 4555, section 3.7).
+type probe struct {
+	id     int64
+	cookie []byte
+	to     []netip.Addr // it went to
+}
+
+// shown is the last answer to such a request.
+type shown struct {
+	n  *simNode
+	at time.Time
+	to []netip.Addr
 }
 
 // guarded is one key and the IVs that were used with it.
@@ -192,7 +211,7 @@ func (s *session) open(d int, msg []byte) (message.Payloads, *guarded) {
 }
 
 // sent looks at a datagram that a node sends.
-func (o *oracle) sent(n *simNode, msg []byte) {
+func (o *oracle) sent(n *simNode, to netip.AddrPort, msg []byte) {
 	h, ok := headOf(msg)
 	if !ok {
 		if len(msg) >= 28 && (msg[18] == 34 || msg[18] == 38) {
@@ -203,6 +222,11 @@ func (o *oracle) sent(n *simNode, msg []byte) {
 	s := o.session(msg)
 	dir, peer := &s.dir[h.d], &s.dir[1-h.d]
 	dir.node = n
+	defer func() {
+		if p := &s.probes[h.d]; p.cookie != nil && !h.response && p.id == h.id && !slices.Contains(p.to, to.Addr()) {
+			p.to = append(p.to, to.Addr())
+		}
+	}()
 	t := &dir.req
 	if h.response {
 		t = &dir.resp
@@ -279,6 +303,7 @@ func (o *oracle) learn(n *simNode, s *session, h head, hash uint64, ps message.P
 	}
 	switch h.exchange {
 	case 35:
+		o.tell(n, ps)
 		_, holds := message.First[*message.Auth](ps)
 		if holds || h.fragment == 1 {
 			if s.auths[h.d] == nil {
@@ -287,6 +312,7 @@ func (o *oracle) learn(n *simNode, s *session, h head, hash uint64, ps message.P
 			s.auths[h.d][hash] = false
 		}
 	case 37:
+		o.learnMobike(s, h, hash, ps)
 		if !h.response {
 			s.deletes[h.d] = nil
 			for _, x := range message.All[*message.Delete](ps) {
@@ -369,7 +395,7 @@ func lowest(a, b []byte) []byte {
 }
 
 // delivered looks at a datagram that comes to a node.
-func (o *oracle) delivered(n *simNode, msg []byte) {
+func (o *oracle) delivered(n *simNode, from netip.AddrPort, msg []byte, genuine bool) {
 	h, ok := headOf(msg)
 	if !ok {
 		return
@@ -382,8 +408,12 @@ func (o *oracle) delivered(n *simNode, msg []byte) {
 		return // it is reflected
 	}
 	hash := uint64(0)
-	if h.exchange == 35 || h.response {
+	mobike := h.exchange == 37 && o.r.plan.mobile()
+	if h.exchange == 35 || h.response || mobike {
 		hash = hashOf(msg)
+	}
+	if mobike {
+		o.deliveredMobike(n, s, h, from, hash, msg, genuine)
 	}
 	if _, ok := s.auths[h.d][hash]; ok && h.exchange == 35 {
 		s.auths[h.d][hash] = true

@@ -33,6 +33,8 @@ type Plan struct {
 	Hearing              bool          // endpoints are told when packets come in
 	NAT                  bool          // node 0 is behind a NAT
 	Fragments            bool          // messages longer than 512 octets are cut
+	Addrs                [2]int        // how many addresses even and odd nodes begin with; 0: one
+	Mobike               [2]bool       // of even and odd nodes (RFC 4555)
 
 	// Traffic: packets go both ways all the time, and none may be lost. Such a plan has no losses
 	// of datagrams but those of LoseOnce, and nothing that ends an SA.
@@ -103,6 +105,14 @@ const (
 	OpMutate      OpKind = "mutate"         // the next message under keys is changed inside, after N%8 that are not
 )
 
+// What can happen to addresses. The NAT of OpNAT is any that there is.
+const (
+	OpAddrs   OpKind = "addresses"    // the node has others, see run.roam
+	OpCutPath OpKind = "cut path"     // between one address of the node and one of Peer
+	OpNATGoes OpKind = "nat goes"     // the one in front of the N-th address
+	OpSteal   OpKind = "other source" // the next datagram of the node comes from elsewhere
+)
+
 // Op is something that happens at a time.
 type Op struct {
 	At   time.Duration // since the beginning
@@ -129,6 +139,12 @@ func (o Op) String() string {
 func (p *Plan) Hostile() bool {
 	return slices.ContainsFunc(p.Ops, func(o Op) bool { return o.Kind == OpForge || o.Kind == OpMutate })
 }
+
+// connections is how many connections two nodes have with each other.
+func (p *Plan) connections() int { return 1 }
+
+// mobile tells whether nodes know their addresses, which may change.
+func (p *Plan) mobile() bool { return p.Addrs != [2]int{} }
 
 // JSON returns the plan as it is kept in testdata.
 func (p *Plan) JSON() []byte {
@@ -212,6 +228,9 @@ func NewPlan(seed uint64) *Plan {
 		return p
 	}
 	p.NAT = r.IntN(8) == 0
+	if r.IntN(6) == 0 {
+		p.roaming(r)
+	}
 	if r.IntN(4) > 0 {
 		p.Link.Loss = float64(r.IntN(35)) / 100
 		p.Link.Dup = float64(r.IntN(30)) / 100
@@ -246,6 +265,14 @@ func NewPlan(seed uint64) *Plan {
 	}
 	if p.NAT {
 		kinds = append(kinds, OpNAT)
+	}
+	if p.mobile() {
+		kinds = append(kinds, OpAddrs, OpAddrs, OpAddrs, OpAddrs, OpCutPath, OpHeal)
+		for _, some := range [][]OpKind{{OpNAT, OpNATGoes}, {OpCutPath, OpCutPath}, {OpReplay, OpReplay}, {OpSteal, OpSteal}} {
+			if r.IntN(3) == 0 {
+				kinds = append(kinds, some...)
+			}
+		}
 	}
 	p.Ops = append(p.Ops, Op{Kind: OpInitiate, Node: r.IntN(2), N: int64(r.IntN(2))})
 	p.Ops[0].Peer = 1 - p.Ops[0].Node
@@ -294,6 +321,15 @@ func randomOp(r *rand.Rand, p *Plan, k OpKind, at time.Duration) Op {
 	return o
 }
 
+// roaming gives the nodes several addresses, and MOBIKE.
+func (p *Plan) roaming(r *rand.Rand) {
+	p.Addrs = [2]int{1 + r.IntN(maxAddrs), 1 + r.IntN(maxAddrs)}
+	p.Mobike = [2]bool{r.IntN(8) > 0, r.IntN(8) > 0}
+	if p.Traffic {
+		p.Mobike = [2]bool{true, true}
+	}
+}
+
 // traffic makes p a plan whose packets all arrive.
 func (p *Plan) traffic(r *rand.Rand) {
 	p.Traffic, p.Nodes = true, 2
@@ -306,11 +342,16 @@ func (p *Plan) traffic(r *rand.Rand) {
 		p.Ops = append(p.Ops, Op{Kind: OpQueues, At: 6 * time.Second, Node: r.IntN(2), N: 4})
 		p.Ops[1].Peer = 1 - p.Ops[1].Node
 	}
+	if r.IntN(4) == 0 {
+		p.roaming(r)
+	}
 	at := 12 * time.Second
 	for range 3 + r.IntN(8) {
 		at += time.Duration(r.IntN([]int{3, 30, 150, 400, 3000}[r.IntN(5)])) * time.Millisecond
 		k := OpRekeyChild
 		switch v := r.IntN(12); {
+		case v > 7 && p.mobile():
+			k = OpAddrs
 		case v < 4:
 			k = OpRekeyIKE
 		case v == 4 && !p.LoseOnce:

@@ -27,6 +27,9 @@ type Hooks struct {
 	// request plus delta. No messages: there is none.
 	Forge func(ep *ike.Endpoint, pick int, exchange uint8, response bool, delta int, ps message.Payloads) (ike.Path, [][]byte)
 
+	// Paths tells where the IKE SAs of an endpoint are.
+	Paths func(*ike.Endpoint) []SAPath
+
 	// Rewrite, when not nil, may have a message that is whole sent with another content: nodes are
 	// hostile then. It is asked for repetitions too.
 	Rewrite func(Said) (message.Inner, bool)
@@ -87,7 +90,8 @@ const (
 	maxRate     = 400 // datagrams of one node in ten seconds of its time, for each connection
 	rateWindow  = 10 * time.Second
 	settleTime  = 5 * time.Minute
-	maxAtOnce   = 20000 // things that happen at one moment
+	roamTime    = 45 * time.Minute // with MOBIKE: the end that moves tries each path several times
+	maxAtOnce   = 20000            // things that happen at one moment
 )
 
 // run is one plan being carried out.
@@ -96,9 +100,12 @@ type run struct {
 	plan    *Plan
 	hooks   Hooks
 	nodes   []*simNode
-	byAddr  map[netip.Addr]*simNode // by the address that others see too
-	nat     *NAT
+	owner   map[netip.Addr]*simNode // of all addresses that a node can have, of the NATs' too
+	here    map[netip.Addr]bool     // addresses that nodes have now
+	nats    map[netip.Addr]*NAT     // by the address inside
 	cut     map[[2]int]bool
+	cutPath map[[2]netip.Addr]bool
+	noUDP   bool
 	link    Link
 	seq     int // datagrams so far
 	lost    map[uint64]bool
@@ -138,11 +145,22 @@ type simNode struct {
 	doomed  map[ike.ChildID]bool // the plan deleted them
 	mutate  *mutation            // nil: none
 	counted int                  // violations of Node that were taken over
+
+	addrs  []netip.Addr // that it has, the one that it likes best first
+	left   int          // how often it left an address
+	where  map[ike.SAID]*where
+	moved  map[netip.Addr]bool // a peer said, from there, that it is there
+	told   map[netip.Addr]bool // a peer said that it is there too
+	stolen netip.AddrPort      // where the next datagram seems to come from
+	asked  int                 // datagrams of strangers
 }
 
 // Run carries out a plan. draw has the diagram made, which takes time.
 func Run(p *Plan, h Hooks, draw bool) (out Outcome) {
-	r := &run{plan: p, hooks: h, byAddr: map[netip.Addr]*simNode{}, cut: map[[2]int]bool{}, link: p.Link}
+	r := &run{
+		plan: p, hooks: h, owner: map[netip.Addr]*simNode{}, here: map[netip.Addr]bool{}, nats: map[netip.Addr]*NAT{},
+		cut: map[[2]int]bool{}, cutPath: map[[2]netip.Addr]bool{}, link: p.Link,
+	}
 	if draw {
 		r.diagram = newDiagram(p)
 	}
@@ -157,26 +175,20 @@ func Run(p *Plan, h Hooks, draw bool) (out Outcome) {
 	r.w = New(p.Seed)
 	r.w.Quiet, r.w.sim = true, r
 	r.oracle.init(r)
-	if p.NAT {
-		r.nat = &NAT{Inside: simAddr(0), Outside: netip.AddrFrom4([4]byte{203, 0, 113, 9}), Shift: 1000}
-		r.w.AddNAT(r.nat)
-	}
 	for i := range p.Nodes {
 		n := &simNode{i: i, run: r, rand: &fastRand{state: mix(p.Seed ^ mix(uint64(i)+77))}, token: 2 * time.Millisecond, ever: map[uint32]uint32{}}
+		n.moved, n.told = map[netip.Addr]bool{}, map[netip.Addr]bool{}
 		r.nodes = append(r.nodes, n)
-		r.byAddr[simAddr(i)] = n
-		n.boot()
 	}
-	if r.nat != nil {
-		r.byAddr[r.nat.Outside] = r.nodes[0]
+	r.addAddresses()
+	for _, n := range r.nodes {
+		n.boot()
 	}
 	r.play()
 	out = r.out
 	out.Diagram = r.diagram.String()
 	return out
 }
-
-func simAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}) }
 
 func (r *run) violate(format string, args ...any) {
 	if r.out.Violation == "" {
@@ -197,9 +209,13 @@ func (n *simNode) boot() {
 	n.life++
 	life := n.life
 	n.doomed = map[ike.ChildID]bool{}
-	n.fail, n.token, n.counted = false, 2*time.Millisecond, 0
+	n.fail, n.token, n.counted, n.where = false, 2*time.Millisecond, 0, nil
 	name := string(rune('A' + n.i))
-	node, err := r.w.NewNode(name, simAddr(n.i), func(c *ike.Config) {
+	at := simAddr(n.i)
+	if len(n.addrs) > 0 {
+		at = n.addrs[0]
+	}
+	node, err := r.w.NewNode(name, at, func(c *ike.Config) {
 		c.Owner = &watcher{c.Owner, n}
 		c.Clock, c.Executor, c.Rand = simClock{n, life}, simExec{n, life}, n.rand
 		c.Queues = r.plan.Machine[n.i%2]
@@ -232,6 +248,9 @@ func (n *simNode) boot() {
 	}
 	if err := node.Endpoint.SetPeers(n.conns); err != nil {
 		panic(err)
+	}
+	if r.plan.mobile() {
+		node.Move(n.addrs...)
 	}
 }
 
@@ -325,6 +344,7 @@ func (r *run) check(n *simNode) {
 	case v.Versions > maxVersions:
 		r.violate("%s: an IKE SA has %d generations, at most %d may be", n.Name, v.Versions, maxVersions)
 	}
+	r.checkPaths(n)
 }
 
 // play carries out the plan.
@@ -341,6 +361,9 @@ func (r *run) play() {
 				return
 			}
 			r.traffic = r.w.Traffic(r.nodes[0].Node, r.nodes[1].Node, 23*time.Millisecond)
+			if p.mobile() {
+				r.traffic.way = func(p ike.Path) string { return r.way(p.Local, p.Remote) }
+			}
 		}
 		r.until(Epoch.Add(o.At)) // at once, when it took longer to come up
 		if r.out.Violation != "" {
@@ -378,14 +401,15 @@ func (r *run) carries() bool {
 // settle makes everything good and waits until all nodes agree.
 func (r *run) settle() {
 	clear(r.cut)
-	r.link = Link{Delay: 5 * time.Millisecond}
+	r.link, r.noUDP = Link{Delay: 5 * time.Millisecond}, false
+	r.comeBack()
 	for _, n := range r.nodes {
 		n.fail, n.token = false, 2*time.Millisecond
 		if d := n.paused.Sub(r.w.Now()); d > 0 {
 			r.until(n.paused)
 		}
 	}
-	end := r.w.Now().Add(settleTime + r.back)
+	end := r.w.Now().Add(r.patience())
 	why := ""
 	for r.out.Violation == "" {
 		if !r.busy() {
@@ -403,7 +427,7 @@ func (r *run) settle() {
 			if why == "" {
 				why = "exchanges are still under way"
 			}
-			r.violate("no agreement %v after the links became good: %s", settleTime+r.back, why)
+			r.violate("no agreement %v after the links became good: %s", r.patience(), why)
 			return
 		}
 		r.until(r.w.Now().Add(230 * time.Millisecond))
@@ -423,6 +447,14 @@ func (r *run) settle() {
 		}
 		r.out.AtRest = append(r.out.AtRest, st)
 	}
+}
+
+// patience is how long it may take until all is quiet.
+func (r *run) patience() time.Duration {
+	if r.plan.mobile() {
+		return roamTime + r.back
+	}
+	return settleTime + r.back
 }
 
 // hostile tells whether nodes may break the rules.
@@ -467,6 +499,9 @@ func (r *run) disagree() string {
 			o := hs[0]
 			if o.n == n {
 				o = hs[1]
+			}
+			if why := r.apart(n, o.n, r.pathOf(n, s.ID), r.pathOf(o.n, o.s.ID)); why != "" {
+				return why
 			}
 			if len(o.s.Children) != len(s.Children) {
 				return fmt.Sprintf("%s has %d CHILD SAs of IKE SA %x, %s has %d", n.Name, len(s.Children), s.SPIi, o.n.Name, len(o.s.Children))
@@ -516,7 +551,7 @@ func (r *run) finish() {
 			}
 		}
 	}
-	end := r.w.Now().Add(settleTime + r.back)
+	end := r.w.Now().Add(r.patience())
 	for r.out.Violation == "" {
 		left := ""
 		for _, n := range r.nodes {
@@ -529,7 +564,7 @@ func (r *run) finish() {
 			return
 		}
 		if !r.w.Now().Before(end) {
-			r.violate("%v after the end %s", settleTime+r.back, left)
+			r.violate("%v after the end %s", r.patience(), left)
 			return
 		}
 		r.until(r.w.Now().Add(time.Second))
@@ -538,125 +573,6 @@ func (r *run) finish() {
 
 // forget lets go of what a run needed.
 func (n *simNode) forget() { n.life++ }
-
-// carry is what happens to a datagram that a node sends.
-func (r *run) carry(from, to netip.AddrPort, msg []byte) {
-	n := r.byAddr[from.Addr()]
-	number := r.seq
-	r.seq++
-	r.limit(n)
-	r.oracle.sent(n, msg)
-	if r.hooks.Rewrite != nil {
-		if other := r.oracle.rewrite(n, msg); other != nil {
-			r.note("%s sends the next one otherwise: %s", n.Name, r.oracle.describe(msg))
-			msg = other
-		}
-	}
-	if n.mutate != nil {
-		if other := r.oracle.mutate(n.mutate, msg); other != nil {
-			n.mutate = nil
-			r.note("%s sends the next one otherwise: %s", n.Name, r.oracle.describe(msg))
-			msg = other
-		}
-	}
-	inside := from
-	if r.nat != nil && from.Addr() == r.nat.Inside {
-		from = r.nat.out(from)
-	}
-	if len(r.history) < 256 {
-		r.history = append(r.history, carried{from, to, msg})
-	} else {
-		r.history[number%256] = carried{from, to, msg}
-	}
-	dest := r.byAddr[to.Addr()]
-	fate := fateOf(r.plan.Seed, number)
-	link := r.link
-	if slices.Contains(r.plan.Calm, number) {
-		link = Link{Delay: link.Delay, Cut: link.Cut}
-	}
-	lost := ""
-	switch {
-	case dest == nil:
-		lost = "nobody has the address"
-	case link.Cut || r.cut[[2]int{n.i, dest.i}]:
-		lost = "cut"
-	case link.MTU > 0 && len(msg) > link.MTU:
-		lost = "too long"
-	case r.drops(n, msg):
-		lost = "dropped"
-	case fate.chance(0) < link.Loss && !(r.plan.LoseOnce && r.lostBefore(msg)):
-		lost = "lost"
-	}
-	copies := 1
-	if fate.chance(1) < link.Dup {
-		copies = 2
-	}
-	if lost != "" {
-		copies = 0
-	}
-	var arrive [2]time.Duration
-	for i := range copies {
-		arrive[i] = link.Delay + time.Duration(fate.chance(2+i)*float64(link.Jitter))
-		r.w.at(arrive[i], func() { r.deliver(from, to, msg) })
-	}
-	if r.diagram != nil {
-		r.diagram.message(r.w.Now(), number, inside, from, to, n, dest, r.oracle.describe(msg), lost, arrive[:copies])
-	}
-}
-
-// drops tells whether Plan.Drop names a datagram.
-func (r *run) drops(n *simNode, msg []byte) bool {
-	h, ok := headOf(msg)
-	for i, d := range r.plan.Drop {
-		if ok && d.Node == n.i && d.Response == h.response && !r.w.Now().Before(Epoch.Add(d.After)) && !r.dropped[i] {
-			if r.dropped == nil {
-				r.dropped = map[int]bool{}
-			}
-			r.dropped[i] = true
-			return true
-		}
-	}
-	return false
-}
-
-// lostBefore tells whether the same message was lost before, and notes that it was.
-func (r *run) lostBefore(msg []byte) bool {
-	if r.lost == nil {
-		r.lost = map[uint64]bool{}
-	}
-	h := hashOf(msg)
-	was := r.lost[h]
-	r.lost[h] = true
-	return was
-}
-
-// limit bounds what a node may send: a storm is a fault.
-func (r *run) limit(n *simNode) {
-	if now := r.w.Now(); now.Sub(n.since) > rateWindow {
-		n.since, n.rate = now, 0
-	}
-	if n.rate++; n.rate > maxRate*(r.plan.Nodes-1) {
-		r.violate("%s sends more than %d datagrams in %v", n.Name, maxRate*(r.plan.Nodes-1), rateWindow)
-	}
-}
-
-// deliver hands a datagram to the node that has the address, as far as a NAT lets it.
-func (r *run) deliver(from, to netip.AddrPort, msg []byte) {
-	n := r.byAddr[to.Addr()]
-	if n == nil || n.paused.After(r.w.Now()) {
-		return
-	}
-	if r.nat != nil && to.Addr() == r.nat.Outside {
-		port := to.Port() - r.nat.Shift
-		if port != 500 && port != 4500 {
-			return // the NAT has forgotten this port
-		}
-		to = netip.AddrPortFrom(r.nat.Inside, port)
-	}
-	r.oracle.delivered(n, msg)
-	r.touched = n
-	n.Endpoint.HandleDatagram(ike.Path{Local: to, Remote: from, Encap: to.Port() != 500}, msg)
-}
 
 // fate is what chance has for one datagram.
 type fate uint64

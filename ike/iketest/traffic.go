@@ -16,6 +16,9 @@ type Traffic struct {
 	// Why says of the first packets that were lost what was wrong.
 	Why []string
 
+	// way, when not nil, tells why nothing gets along a path; empty: it does.
+	way func(ike.Path) string
+
 	world *World
 	stop  bool
 	ends  [2]*Node
@@ -76,7 +79,14 @@ func (t *Traffic) send(from, to *Node, k string) {
 	}
 	spi, key := c.SPIOut, string(c.KeyOut)
 	sent := t.world.Now()
+	path := from.routes[c.SA]
 	t.world.at(t.world.latency(), func() {
+		if t.way != nil {
+			if why := t.way(path); why != "" {
+				t.lost("%s sent on CHILD SA %d at %.3f by %v: %s", from.Name, c.ID, sent.Sub(Epoch).Seconds(), path, why)
+				return
+			}
+		}
 		if !to.receive(spi, key) {
 			t.lost("%s sent on CHILD SA %d at %.3f, SPI %08x is unknown at %s", from.Name, c.ID, sent.Sub(Epoch).Seconds(), spi, to.Name)
 		}
