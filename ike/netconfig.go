@@ -250,11 +250,11 @@ func (sa *SA) takeConfig(in *parsed) (*NetConfig, error) {
 		}
 	}
 	if len(missing) > 0 {
-		cause := error(nil)
+		cause := ErrNoAddress
 		if e := in.errorNotify(); e != nil {
-			cause = peerError(e, "the request for an address")
+			cause = fmt.Errorf("%w: %w", ErrNoAddress, peerError(e, "the request for an address"))
 		}
-		return nil, refused(CodeAddress, -1, errors.Join(ErrNoAddress, cause), "the peer did not assign %v, without which connection %q is not made; got %v", missing, sa.peer.Name, n.Addrs)
+		return nil, refused(CodeAddress, -1, cause, "the peer did not assign %v, without which connection %q is not made; got %v", missing, sa.peer.Name, n.Addrs)
 	}
 	sa.host.keepGiven(sa.peer.Name, n)
 	return n, nil

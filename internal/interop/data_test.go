@@ -239,7 +239,14 @@ func (sc *scene) flow(t *testing.T, v6 bool) *flow {
 	if v6 {
 		f.inner = 1
 	}
-	f.cmd = exec.Command("ip", "netns", "exec", sc.w.theirs, "ping", "-q", "-n", "-i", "0.005", "-I", theirInner[f.inner].String(), ourInner[f.inner].String())
+	our, their := ourInner[f.inner], theirInner[f.inner]
+	if sc.ourInner != nil {
+		our = sc.ourInner[f.inner]
+	}
+	if sc.theirInner != nil {
+		their = sc.theirInner[f.inner]
+	}
+	f.cmd = exec.Command("ip", "netns", "exec", sc.w.theirs, "ping", "-q", "-n", "-i", "0.005", "-I", their.String(), our.String())
 	f.cmd.Stdout, f.cmd.Stderr = f.out, f.out
 	if err := f.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -257,7 +264,7 @@ func (sc *scene) flow(t *testing.T, v6 bool) *flow {
 			case <-f.quit:
 				return
 			case <-tick.C:
-				sc.d.data.ping(ourInner[f.inner], theirInner[f.inner])
+				sc.d.data.ping(our, their)
 			}
 		}
 	}()

@@ -56,6 +56,8 @@ type scene struct {
 	ss *strongswan
 	d  *driver
 	v6 bool // IPv6 in the tunnel, in what life does
+	// Where they were assigned, the addresses in the tunnel, of each family.
+	ourInner, theirInner []netip.Addr
 	// The credentials of both; nil with a PSK.
 	ourDevice, ourService, theirDevice, theirService *credential
 }
