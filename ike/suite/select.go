@@ -272,9 +272,13 @@ func Accept(sent, answer []Offer) (Chosen, error) {
 			return Chosen{}, wrap(ErrAnswer, "two transforms of type %d came in %s, expected one", t.Type, a)
 		}
 		seen[t.Type] = true
-		c.set(t)
 	}
 	for _, t := range o.Transforms {
+		// The order in which the responder names types means nothing (RFC 7296, section 3.3); the choice
+		// has them in ours, so that the same choices are equal.
+		if slices.Contains(a.Transforms, t) {
+			c.set(t)
+		}
 		if int(t.Type) < len(seen) && !seen[t.Type] && !slices.Contains(o.Transforms, TransformSpec{Type: t.Type}) {
 			return Chosen{}, wrap(ErrAnswer, "no %s in %s; offered was %s", kind(t.Type), a, o)
 		}

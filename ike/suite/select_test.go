@@ -168,6 +168,25 @@ func TestAccept(t *testing.T) {
 	}
 }
 
+// RFC 7296, section 3.3: a responder may name the types in any order, as libreswan does. What was chosen is
+// the same, and is among the proposals that it came from.
+func TestAcceptAnyOrder(t *testing.T) {
+	own := mustParseT(t, ProtocolIKE, "aes128-sha256-prfsha256-ecp256")
+	sent := offer(t, ProtocolIKE, "aes128-sha256-prfsha256-ecp256")
+	want, err := Select(own, sent, SelectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range len(want.Transforms) {
+		answer := want.Answer(nil)
+		answer.Transforms = slices.Concat(want.Transforms[i:], want.Transforms[:i])
+		got, err := Accept(sent, []Offer{answer})
+		if err != nil || !slices.Equal(got.Transforms, want.Transforms) || got.String() != want.String() {
+			t.Errorf("%v became %v: %v", answer, got, err)
+		}
+	}
+}
+
 func TestOffers(t *testing.T) {
 	own := mustParseT(t, ProtocolESP, "aes256gcm16-x25519", "aes256gcm16-ecp384", "aes256-sha256-x25519")
 	o, err := OffersWithoutKE(own, testSPI)
