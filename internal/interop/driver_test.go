@@ -25,6 +25,8 @@ type driver struct {
 	more sync.Map // of further addresses: netip.AddrPort → *net.UDPConn
 	data *plane   // our ESP
 
+	tun atomic.Pointer[dataPath] // our ESP in place of data, where it is set
+
 	lag     atomic.Int64           // nanoseconds that every IKE message takes on its way, in each direction
 	arrival atomic.Pointer[func()] // called once, when a message of strongSwan's is there, which is taken up a lag later
 
@@ -145,7 +147,9 @@ func (d *driver) receive(c *net.UDPConn, local netip.AddrPort, natt bool) {
 		msg := buf[:n]
 		if natt {
 			if n < 5 || !bytes.Equal(msg[:4], []byte{0, 0, 0, 0}) {
-				if n > 5 { // and no keepalive
+				if p := d.tun.Load(); p != nil {
+					p.open(bytes.Clone(msg), true)
+				} else if n > 5 { // and no keepalive
 					d.data.receive(bytes.Clone(msg))
 				}
 				continue
@@ -174,16 +178,26 @@ func (d *driver) IKEDown(i ike.SAInfo, r ike.Reason) {
 }
 
 func (d *driver) ChildUp(c ike.ChildSA) {
-	d.data.up(c)
+	if p := d.tun.Load(); p != nil {
+		p.up(c)
+	} else {
+		d.data.up(c)
+	}
 	d.locked(func() { d.children[c.ID] = c; d.switched[c.ID] = c.SendNow })
 }
 
 func (d *driver) ChildSwitch(id ike.ChildID) {
+	if p := d.tun.Load(); p != nil {
+		p.switched(id)
+	}
 	d.data.change(func(o *outbound) { o.use = o.use || o.id == id })
 	d.locked(func() { d.switched[id] = true })
 }
 
 func (d *driver) ChildDown(id ike.ChildID, r ike.Reason) {
+	if p := d.tun.Load(); p != nil {
+		p.down(id, r.Rekeyed)
+	}
 	d.data.down(id, r.Rekeyed)
 	d.locked(func() { delete(d.children, id); d.downs = append(d.downs, r) })
 }
@@ -206,10 +220,13 @@ func (d *driver) InitiateFailed(peer, child string, err error) {
 	d.locked(func() { d.failed = append(d.failed, err) })
 }
 
+// patience is how long anything may take; what hangs is all that it is there for.
+const patience = 30 * time.Second
+
 // wait polls until f, under the lock, is true.
 func (d *driver) wait(what string, f func() bool) {
 	d.t.Helper()
-	end := time.Now().Add(10 * time.Second)
+	end := time.Now().Add(patience)
 	for {
 		var ok bool
 		d.locked(func() { ok = f() })
@@ -217,7 +234,7 @@ func (d *driver) wait(what string, f func() bool) {
 			return
 		}
 		if time.Now().After(end) {
-			d.t.Fatalf("waited 10 s for: %s; %s", what, d.state())
+			d.t.Fatalf("waited %v for: %s; %s", patience, what, d.state())
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
