@@ -38,6 +38,7 @@ type mobike struct {
 
 	// Initiator.
 	probing int    // of the paths, the one that is tried next; 0: none is
+	refused int    // updates in a row that the peer has not taken
 	seen    []byte // NAT_DETECTION_DESTINATION_IP of the last update
 	seenSPI uint64 // of the generation it was of
 
@@ -82,6 +83,11 @@ func (sa *SA) ownAddrs() []netip.Addr {
 		return []netip.Addr{l}
 	}
 	return addrs
+}
+
+// mayMove tells whether the peer may be at an address without new proofs.
+func (sa *SA) mayMove(a netip.Addr) bool {
+	return !sa.peer.MoveNamed || a == sa.path.Remote.Addr() || sa.peer.mayGoTo(a)
 }
 
 // announceMobike adds MOBIKE_SUPPORTED and our other addresses to the IKE_AUTH message with the SA
@@ -194,7 +200,9 @@ func (sa *SA) paths() []Path {
 		}
 	}
 	for _, a := range sa.mob.peerAddrs {
-		add(a)
+		if sa.mayMove(a) {
+			add(a)
+		}
 	}
 	own := sa.ownAddrs()
 	var out []Path
@@ -315,10 +323,12 @@ func (t *updateTask) done(sa *SA, g *generation, in *parsed) {
 	}
 	if in.has(message.NotifyUnacceptableAddresses) || in.has(message.NotifyUnexpectedNATDetected) {
 		sa.refuse(refused(CodePeerRefused, -1, nil, "the peer does not take the addresses %v", t.path))
-		sa.probe()
+		if m.refused++; m.refused >= len(sa.paths()) || !sa.probe() {
+			sa.est.reauthBy(sa.now) // where we are now we have to prove ourselves anew
+		}
 		return
 	}
-	m.probing = 0
+	m.probing, m.refused = 0, 0
 	sa.takeNATDetection(g, in)
 	sa.checked()
 }
@@ -406,8 +416,9 @@ func (t *addressesTask) build(sa *SA, _ *generation) (uint8, *outgoing, bool) {
 }
 
 func (t *addressesTask) done(sa *SA, _ *generation, in *parsed) {
-	if sa.state == StateEstablished {
-		t.cookie.verify(sa, in)
+	if sa.state == StateEstablished && t.cookie.verify(sa, in) && in.has(message.NotifyUnacceptableAddresses) {
+		sa.refuse(refused(CodePeerRefused, -1, nil, "the peer does not take the address %v", sa.path.Local))
+		sa.est.reauthBy(sa.now)
 	}
 }
 
@@ -476,8 +487,10 @@ func (sa *SA) onMobike(g *generation, in *parsed, out *outgoing) bool {
 		update = false // the initiator decides (section 3.5)
 		sa.refuse(refused(CodeUnexpected, -1, nil, "UPDATE_SA_ADDRESSES from the original responder"))
 	}
-	if update && (!usableAddr(from.Remote.Addr()) && from.Remote.Addr() != sa.path.Remote.Addr() || sa.peer.Local.IsValid() && sa.peer.Local != from.Local.Addr()) {
-		sa.refuse(refused(CodeUnexpected, -1, nil, "the peer moves to %v, which connection %q does not allow", from, sa.peer.Name))
+	away := listed && sa.initiator && from.Remote.Addr() != sa.path.Remote.Addr() && !slices.Contains(list, sa.path.Remote.Addr())
+	if update && (!usableAddr(from.Remote.Addr()) && from.Remote.Addr() != sa.path.Remote.Addr() || sa.peer.Local.IsValid() && sa.peer.Local != from.Local.Addr()) ||
+		(update || away) && !sa.mayMove(from.Remote.Addr()) {
+		sa.refuse(refused(CodeUnexpected, -1, nil, "the peer is at %v now, which connection %q does not allow without new proofs", from, sa.peer.Name))
 		out.notify(message.NotifyUnacceptableAddresses, nil)
 		return false
 	}
@@ -504,7 +517,7 @@ func (sa *SA) onMobike(g *generation, in *parsed, out *outgoing) bool {
 		} else {
 			sa.tellPath()
 		}
-	case listed && sa.initiator && from.Remote.Addr() != sa.path.Remote.Addr() && !slices.Contains(list, sa.path.Remote.Addr()):
+	case away:
 		sa.changePath(from) // the responder has lost the address in use
 	}
 	return true

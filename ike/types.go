@@ -85,6 +85,12 @@ type PeerConfig struct {
 	// too: see Endpoint.AddressChanged. IKE then uses port 4500 from IKE_AUTH on.
 	Mobike bool
 
+	// MoveNamed has the peer move, without proving itself anew, to the addresses of Remote and RedirectTo
+	// alone; a change of a NAT's port is no move. A peer that is somewhere else is told
+	// UNACCEPTABLE_ADDRESSES, and makes another IKE SA from there (RFC 7296, section 2.8.3). Nor do we go
+	// to others that it tells of. false: to any address at which it gets what is sent to it.
+	MoveNamed bool
+
 	// RedirectTo are the networks of gateways, beside Remote, to which a gateway of Remote may
 	// redirect us (RFC 5685). Whoever serves the connection there has to prove the same
 	// identities. A redirect to anywhere else is refused.
