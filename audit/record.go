@@ -23,6 +23,7 @@ const (
 	EventConnectionDown   Event = "connection-down"
 	EventConnectionFailed Event = "connection-failed"
 	EventConnectionRekey  Event = "connection-rekeyed"
+	EventConnectionMoved  Event = "connection-moved" // to other addresses; Detail["before"] and Detail["path"]
 	EventAuthRefused      Event = "auth-refused"
 	EventFlowAllowed      Event = "flow-allowed" // first packet of a flow, or a summary
 	EventFlowRefused      Event = "flow-refused" // aggregated: Detail["count"], Detail["first"], Detail["last"]

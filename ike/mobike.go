@@ -150,7 +150,7 @@ func (sa *SA) takeMobike(in *parsed) {
 // onAddresses: our addresses are others.
 func (sa *SA) onAddresses() {
 	m := sa.mob
-	if m == nil || sa.state != StateEstablished {
+	if m == nil || sa.state != StateEstablished && sa.state != StateDeleting {
 		return
 	}
 	own := sa.ownAddrs()
@@ -158,6 +158,10 @@ func (sa *SA) onAddresses() {
 	switch {
 	case len(own) == 0:
 		return // nowhere to go; what comes next may be better
+	case sa.state == StateDeleting:
+		if p := sa.paths(); len(p) > 0 && !slices.Contains(own, here) {
+			sa.path = p[0] // the peer shall hear of the end
+		}
 	case !sa.initiator && here != m.chosen && slices.Contains(own, m.chosen):
 		sa.answerFrom(m.chosen) // it is back, and maybe the initiator never noticed
 	case slices.Contains(own, here):

@@ -100,3 +100,16 @@ func TestMobikeNamedNAT(t *testing.T) {
 		t.Errorf("B uses %v, A proved itself at %v and before at %v", b.Path, ikeOf(t, p.a).Authenticated, before.Authenticated)
 	}
 }
+
+// TestMobikeLastWords: the address is gone when the IKE SA is deleted; the peer hears of it all the same.
+func TestMobikeLastWords(t *testing.T) {
+	t.Parallel()
+	p := newMobile(t, pairOptions{})
+	p.up()
+	p.w.Tap = func(from, _ netip.AddrPort, _ []byte) bool { return from.Addr() != addrA }
+	p.a.Endpoint.Terminate("a-b", "no more")
+	p.w.For(100 * time.Millisecond)
+	p.a.Move(addrA2)
+	p.w.For(10 * time.Second)
+	p.counts(0, 0)
+}

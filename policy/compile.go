@@ -428,6 +428,9 @@ func (c *compiler) peers() {
 		if peer.ESP != "" {
 			c.oneOf(p.at("esp"), peer.ESP, ESPUDP, ESPNative)
 		}
+		if peer.Moves != "" && c.oneOf(p.at("moves"), peer.Moves, MovesNamed, MovesAnywhere, MovesNever) && peer.Moves == MovesNamed && len(peer.Gateways) == 0 {
+			c.fault(p.at("moves"), fmt.Sprintf("%q or %q, because the peer has no gateways", MovesAnywhere, MovesNever), certs.Quote(peer.Moves), "name the addresses that it moves between as its gateways, or change moves")
+		}
 		c.count(p.at("gateways"), len(peer.Gateways), 0, MaxGateways)
 		for j, g := range peer.Gateways {
 			ap, ok := parseGateway(g)
@@ -463,6 +466,26 @@ func (c *compiler) connections() {
 	}
 }
 
+// ppk checks what a connection says of its postquantum preshared key. Several connections may have the
+// same.
+func (c *compiler) ppk(p *path, conn *Connection, info *ConnectionInfo) {
+	if info.PPK = conn.PPK; conn.PPK == "" {
+		info.PPK = PPKOff
+	}
+	if !c.oneOf(p.at("ppk"), info.PPK, PPKOff, PPKOptional, PPKRequired) {
+		return
+	}
+	switch {
+	case info.PPK == PPKOff && conn.PPKID != "":
+		c.fault(p.at("ppk_id"), fmt.Sprintf("none, because ppk is %q", PPKOff), certs.Quote(conn.PPKID), fmt.Sprintf("remove it, or write ppk %q", PPKRequired))
+	case info.PPK != PPKOff && conn.PPKID == "":
+		c.fault(p.at("ppk_id"), "the name of the key, the same on both devices", "none", "add it")
+	case info.PPK != PPKOff:
+		c.name(p.at("ppk_id"), conn.PPKID, make(map[string]int), 0)
+	}
+	info.PPKID = conn.PPKID
+}
+
 func (c *compiler) connection(i int) {
 	conn := &c.doc.Connections[i]
 	p := c.root.at("connections").nth(i)
@@ -471,6 +494,12 @@ func (c *compiler) connection(i int) {
 	if n, ok := c.peer[conn.Peer]; ok {
 		info.DeviceID, info.Gateways = c.doc.Peers[n].DeviceID, slices.Clone(c.gateways[n])
 		info.NativeESP = c.doc.Peers[n].ESP == ESPNative
+		if info.Moves = c.doc.Peers[n].Moves; info.Moves == "" {
+			info.Moves = MovesNamed
+			if len(c.doc.Peers[n].Gateways) == 0 {
+				info.Moves = MovesAnywhere
+			}
+		}
 		if len(c.doc.Peers[n].Gateways) == 0 && conn.Start != StartManual {
 			c.fault(p.at("start"), fmt.Sprintf("%q, because peer %q has no gateways: only the peer can set up the connection", StartManual, conn.Peer), certs.Quote(conn.Start), "add the peer's gateway, or change start")
 		}
@@ -491,6 +520,11 @@ func (c *compiler) connection(i int) {
 		}
 	} else {
 		c.fault(p.at("service"), "the name of a service in /services", certs.Quote(conn.Service), "add the service or correct the name")
+	}
+	c.ppk(p, conn, &info)
+	if conn.FirstChild != "" {
+		c.oneOf(p.at("first_child"), conn.FirstChild, FirstChildWithIKE, FirstChildOwn)
+		info.Childless = conn.FirstChild == FirstChildOwn
 	}
 	c.oneOf(p.at("start"), conn.Start, StartOnDemand, StartManual, StartAlways)
 	if conn.Idle != 0 {

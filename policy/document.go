@@ -143,8 +143,20 @@ type Peer struct {
 	Name     string   `json:"name"`
 	Gateways []string `json:"gateways"` // address, or address:port ([v6]:port); port 500 when not given
 	DeviceID string   `json:"device_id"`
-	ESP      string   `json:"esp,omitempty"` // ESPUDP or ESPNative; empty: ESPUDP
+	ESP      string   `json:"esp,omitempty"`   // ESPUDP or ESPNative; empty: ESPUDP
+	Moves    string   `json:"moves,omitempty"` // one of Moves…; empty: MovesNamed with gateways, MovesAnywhere without
 }
+
+// Where a peer may move with an IKE SA that stands (RFC 4555). Wherever it may not, it has to prove all
+// rounds anew.
+const (
+	// MovesNamed: to an address of its gateways.
+	MovesNamed = "named"
+	// MovesAnywhere: to any address at which it gets what is sent to it.
+	MovesAnywhere = "anywhere"
+	// MovesNever: MOBIKE is off.
+	MovesNever = "never"
+)
 
 // How the packets of a peer's connections travel.
 const (
@@ -163,16 +175,40 @@ const (
 
 // Connection is a contract with a peer, for a service.
 type Connection struct {
-	Name      string     `json:"name"`
-	Peer      string     `json:"peer"`
-	Service   string     `json:"service"`
-	ServiceID string     `json:"service_id,omitempty"` // the peer's identity in its service certificate; required for AuthCertificate
-	Start     string     `json:"start"`
-	Idle      Duration   `json:"idle,omitzero"`    // zero: never ended for idleness
-	Local     []string   `json:"local,omitempty"`  // traffic selectors; empty: union of the flows' local addresses
-	Remote    []string   `json:"remote,omitempty"` // traffic selectors; empty: union of the flows' remote addresses
-	Flows     []FlowRule `json:"flows"`
+	Name      string   `json:"name"`
+	Peer      string   `json:"peer"`
+	Service   string   `json:"service"`
+	ServiceID string   `json:"service_id,omitempty"` // the peer's identity in its service certificate; required for AuthCertificate
+	Start     string   `json:"start"`
+	Idle      Duration `json:"idle,omitzero"`    // zero: never ended for idleness
+	Local     []string `json:"local,omitempty"`  // traffic selectors; empty: union of the flows' local addresses
+	Remote    []string `json:"remote,omitempty"` // traffic selectors; empty: union of the flows' remote addresses
+
+	PPK   string `json:"ppk,omitempty"`    // PPKOff, PPKOptional or PPKRequired; empty: PPKOff
+	PPKID string `json:"ppk_id,omitempty"` // names the key; the key itself is brought to both devices by hand
+
+	FirstChild string `json:"first_child,omitempty"` // FirstChildWithIKE or FirstChildOwn; empty: FirstChildWithIKE
+
+	Flows []FlowRule `json:"flows"`
 }
+
+// Whether a postquantum preshared key (RFC 8784) is mixed into the keys of a connection.
+const (
+	// PPKOff: none is.
+	PPKOff = "off"
+	// PPKOptional: one is where both devices have it.
+	PPKOptional = "optional"
+	// PPKRequired: without it there is no connection.
+	PPKRequired = "required"
+)
+
+// How the first CHILD SA of an IKE SA gets its keys.
+const (
+	// FirstChildWithIKE: from the key exchange of the IKE SA, one round trip less.
+	FirstChildWithIKE = "with-ike"
+	// FirstChildOwn: from a key exchange of its own, behind that of the IKE SA (RFC 6023).
+	FirstChildOwn = "own-exchange"
+)
 
 // Who may open a flow.
 const (

@@ -46,6 +46,7 @@ type ConnectionInfo struct {
 	DeviceID  string           // the peer's identity in its device certificate
 	Gateways  []netip.AddrPort // in order; empty: only the peer can set up the connection
 	NativeESP bool             // ESP as IP protocol 50 where there is no NAT; else always in UDP
+	Moves     string           // MovesNamed, MovesAnywhere or MovesNever
 	Service   string
 	Category  string
 	Auth      string // AuthCertificate or AuthPSK
@@ -54,6 +55,9 @@ type ConnectionInfo struct {
 	CRLs      []*x509.RevocationList
 	ServiceID string // the peer's identity in its service certificate
 	Start     string
+	PPK       string         // PPKOff, PPKOptional or PPKRequired
+	PPKID     string         // empty with PPKOff
+	Childless bool           // the IKE SA is made without its first CHILD SA
 	Idle      time.Duration  // zero: never ended for idleness
 	Local     []netip.Prefix // traffic selectors, our side, aggregated and sorted
 	Remote    []netip.Prefix // traffic selectors, the peer's side, aggregated and sorted

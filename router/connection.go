@@ -101,8 +101,10 @@ type connection struct {
 	wokenAt   time.Time // when the attempt in progress was begun
 	setUp     time.Duration
 	remoteIDs []string
-	opened    bool   // we initiated it
-	suite     string // of IKE
+	opened    bool // we initiated it
+	ike       ike.SAID
+	provedAt  time.Time // when all rounds of it were proved
+	suite     string    // of IKE
 	espSuite  string
 	path      ike.Path
 	changed   chan struct{} // closed and replaced when the state changes; Up waits for it

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -139,10 +138,10 @@ func (c *connection) busyQueues() int {
 
 // tendPaths keeps what is known of the paths to the peers.
 func (r *Router) tendPaths(now time.Time) {
-	used := make(map[netip.Addr]*pathmtu.Path)
+	used := make(map[ends]*pathmtu.Path)
 	r.children.Range(func(_, v any) bool {
 		if p := v.(*childSA).path.Load(); p != nil { //nolint:errcheck,forcetypeassert // the map holds nothing else
-			used[p.remote.Addr()] = p.mtu
+			used[ends{p.local, p.remote.Addr()}] = p.mtu
 		}
 		return true
 	})

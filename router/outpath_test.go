@@ -430,15 +430,18 @@ func TestPathsAreBounded(t *testing.T) {
 	if n != maxPathErrors || !p.allow(now.Add(time.Second)) {
 		t.Errorf("%d in a second, want %d, and more in the next", n, maxPathErrors)
 	}
-	at := netip.MustParseAddr("127.0.0.1")
-	x := p.to(at, 0)
+	at := ends{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.1")}
+	x := p.between(at, 0)
 	p.tend(nil, 0, now) // its SA is not there yet
-	p.tend(map[netip.Addr]*pathmtu.Path{at: x}, 0, now)
-	if p.to(at, 0) != x {
+	p.tend(map[ends]*pathmtu.Path{at: x}, 0, now)
+	if p.between(at, 0) != x {
 		t.Error("the path of an SA was forgotten")
 	}
+	if p.between(ends{at.remote, at.remote}, 0) == x {
+		t.Error("what is known of a path is taken for one from another address of ours")
+	}
 	p.tend(nil, 0, now)
-	if p.to(at, 0) == x {
+	if p.between(at, 0) == x {
 		t.Error("a path without an SA is kept")
 	}
 }

@@ -36,7 +36,7 @@ func (o owner) IKEUp(i ike.SAInfo) {
 	}
 	c.mu.Lock()
 	c.remoteIDs = idStrings(i.RemoteIDs)
-	c.opened = i.Initiator
+	c.opened, c.ike, c.provedAt = i.Initiator, i.ID, i.Authenticated
 	c.suite, c.path = i.Suite, i.Path
 	c.mu.Unlock()
 }
@@ -238,23 +238,6 @@ func (o owner) ChildDown(id ike.ChildID, why ike.Reason) {
 	if wake {
 		r.wake(c)
 	}
-}
-
-// PathChanged moves the CHILD SAs of an IKE SA to a new path.
-func (o owner) PathChanged(id ike.SAID, p ike.Path) {
-	o.r.streams.use(id, p.Stream)
-	path, err := o.r.sendPath(p)
-	if err != nil {
-		o.r.log.Warn("cannot follow the peer to its new path", zap.Stringer("path", p), zap.Error(err))
-		return
-	}
-	o.r.children.Range(func(_, v any) bool {
-		if child := v.(*childSA); child.sa == id { //nolint:errcheck,forcetypeassert // the map holds nothing else
-			child.path.Store(path)
-		}
-		return true
-	})
-	o.r.log.Info("path changed", zap.Stringer("path", p))
 }
 
 // Refused records an attempt that IKE refused.

@@ -43,13 +43,17 @@ func (p *sendPath) innerMTU(child *childSA) int {
 	return pathmtu.InnerMTU(p.mtu.MTU(), p.remote.Addr().Is6(), p.encap, child.out.MaxInner)
 }
 
-// paths keeps what is known of the way to each address of a peer.
+// paths keeps what is known of the way to each address of a peer, from each of ours: another line is
+// another way.
 type paths struct {
 	mu     sync.Mutex // guards what follows
-	m      map[netip.Addr]*pathmtu.Path
+	m      map[ends]*pathmtu.Path
 	errors int       // looked at since second
 	second time.Time // see allow
 }
+
+// ends are the two ends of a way.
+type ends struct{ local, remote netip.Addr }
 
 // maxPathErrors is how many messages about packets that were too big are looked at in a second:
 // each costs a walk over the CHILD SAs.
@@ -66,18 +70,18 @@ func (p *paths) allow(now time.Time) bool {
 	return p.errors <= maxPathErrors
 }
 
-// to returns the path to remote, beginning with the MTU of the link that leads there.
-func (p *paths) to(remote netip.Addr, mark uint32) *pathmtu.Path {
+// between returns the path between e, beginning with the MTU of the link that leads there.
+func (p *paths) between(e ends, mark uint32) *pathmtu.Path {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if x := p.m[remote]; x != nil {
+	if x := p.m[e]; x != nil {
 		return x
 	}
 	if p.m == nil {
-		p.m = make(map[netip.Addr]*pathmtu.Path)
+		p.m = make(map[ends]*pathmtu.Path)
 	}
-	x := pathmtu.New(pathmtu.Config{V6: remote.Is6(), Link: linkMTU(remote, mark)})
-	p.m[remote] = x
+	x := pathmtu.New(pathmtu.Config{V6: e.remote.Is6(), Link: linkMTU(e.remote, mark)})
+	p.m[e] = x
 	return x
 }
 
@@ -107,12 +111,12 @@ func tunMTU(mark uint32) int {
 
 // tend looks at the links again, lets paths recover, and forgets those that no SA uses. used are
 // those of all SAs: one that was made while it was being forgotten comes back with them.
-func (p *paths) tend(used map[netip.Addr]*pathmtu.Path, mark uint32, now time.Time) {
+func (p *paths) tend(used map[ends]*pathmtu.Path, mark uint32, now time.Time) {
 	p.mu.Lock()
 	p.m = maps.Clone(used)
 	p.mu.Unlock()
-	for a, x := range used {
-		x.SetLink(linkMTU(a, mark), now)
+	for e, x := range used {
+		x.SetLink(linkMTU(e.remote, mark), now)
 		x.Tick(now)
 	}
 }
@@ -120,10 +124,9 @@ func (p *paths) tend(used map[netip.Addr]*pathmtu.Path, mark uint32, now time.Ti
 // sendPath picks the sockets for the ESP packets of a path: those of the NAT traversal port where
 // ESP is encapsulated, else those of protocol 50.
 func (r *Router) sendPath(p ike.Path) (*sendPath, error) {
+	mtu := r.paths.between(ends{p.Local.Addr(), p.Remote.Addr()}, r.mark())
 	if p.Stream != 0 {
-		return &sendPath{
-			stream: r.streams.of(p.Stream), local: p.Local.Addr(), remote: p.Remote, mtu: r.paths.to(p.Remote.Addr(), r.mark()),
-		}, nil
+		return &sendPath{stream: r.streams.of(p.Stream), local: p.Local.Addr(), remote: p.Remote, mtu: mtu}, nil
 	}
 	g := r.groupFor(p)
 	if g == nil {
@@ -137,10 +140,7 @@ func (r *Router) sendPath(p ike.Path) (*sendPath, error) {
 	if err != nil {
 		return nil, fmt.Errorf("path %s: %w", p, err)
 	}
-	return &sendPath{
-		group: g, dest: dest, local: p.Local.Addr(), remote: p.Remote, encap: p.Encap,
-		mtu: r.paths.to(p.Remote.Addr(), r.mark()),
-	}, nil
+	return &sendPath{group: g, dest: dest, local: p.Local.Addr(), remote: p.Remote, encap: p.Encap, mtu: mtu}, nil
 }
 
 // groupFor finds the sockets that the ESP packets of a path leave from.

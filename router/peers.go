@@ -1,12 +1,9 @@
 package router
 
 import (
-	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -102,6 +99,7 @@ func (r *Router) peerConfig(table *policy.Table, info *policy.ConnectionInfo, cr
 		Retransmit: retransmit,
 		ForceEncap: !info.NativeESP || r.cfg.Network.ForceEncap,
 		TCP:        tcpModes[r.cfg.Network.TCP], TCPPort: r.cfg.Network.TCPPort,
+		Mobike: info.Moves != policy.MovesNever, MoveNamed: info.Moves == policy.MovesNamed,
 	}
 	child := ike.ChildConfig{Name: info.Name, Proposals: espProps, Queues: len(r.dp.queues)}
 	for _, x := range info.Local {
@@ -206,25 +204,6 @@ func beyond(soft uint64) uint64 {
 		return 0
 	}
 	return soft + soft/4 + 1
-}
-
-// localAddrTo returns the address from which the machine reaches remote, or the zero Addr: what
-// IKE has to put into its NAT detection, and what answers come back to. Nothing is sent:
-// connecting a UDP socket only asks the routing table.
-func localAddrTo(remote netip.Addr) netip.Addr {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "udp", netip.AddrPortFrom(remote, 500).String())
-	if err != nil {
-		return netip.Addr{}
-	}
-	defer c.Close()
-	a, ok := c.LocalAddr().(*net.UDPAddr)
-	if !ok {
-		return netip.Addr{}
-	}
-	return a.AddrPort().Addr().Unmap()
 }
 
 func joinOr(s []string, otherwise string) string {

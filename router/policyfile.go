@@ -355,6 +355,7 @@ func (r *Router) enforce(doc *policy.Document, at time.Time) {
 	r.conns, r.doc, r.policyAt, r.policyErr = conns, doc, at, nil
 	r.dp.rules.Store(rs)
 	r.mu.Unlock()
+	r.tellAddresses() // which interfaces are of zones has changed, perhaps
 	r.setPeers()
 }
 

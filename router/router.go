@@ -81,6 +81,9 @@ type Router struct {
 	installMu sync.Mutex // one policy installation at a time; taken before mu
 	peersMu   sync.Mutex // one SetPeers at a time; taken before mu
 
+	addressesMu sync.Mutex   // one look at our addresses at a time; taken before mu; guards addresses
+	addresses   []netip.Addr // that IKE was told of
+
 	mu          sync.Mutex // guards what follows
 	anchors     []*x509.Certificate
 	anchorCRLs  []*x509.RevocationList
@@ -182,7 +185,7 @@ func New(opt Options) (_ *Router, err error) {
 		TicketSecrets: tickets, Chains: peerCerts{filepath.Join(cfg.Daemon.StateDir, peerCertsDir), r.log},
 		Clock: systemClock{}, Rand: rand.Reader, Owner: owner{r},
 		OpenStream: r.streams.open, CloseStream: r.streams.closeStream,
-		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound, SourceAddr: localAddrTo,
+		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound, SourceAddr: r.sourceAddr,
 		Queues: len(r.dp.queues), CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
 	})
 	if err != nil {
@@ -299,6 +302,7 @@ func (r *Router) Run(ctx context.Context, ready func()) error {
 		}
 	})
 	wg.Go(func() { r.watchKernel(ctx) })
+	wg.Go(func() { r.watchAddresses(ctx) })
 	wg.Go(func() { r.readKernelRefusals(ctx) })
 	wg.Go(func() { r.keepStaples(ctx) })
 	if r.centre != nil {

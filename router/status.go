@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -205,6 +206,7 @@ func (r *Router) connectionStatus(c *connection) control.Connection {
 	case connUp:
 		x.State = control.ConnUp
 		x.Gateway, x.RemoteIDs, x.Suite, x.ESPSuite, x.Encap = c.path.Remote.String(), c.remoteIDs, c.suite, c.espSuite, c.path.Encap
+		x.LocalAddr, x.IKESA, x.ProvedAt = c.path.Local.Addr().String(), uint64(c.ike), c.provedAt
 		if cur := c.cur.Load(); cur != nil {
 			path := cur.path.Load()
 			x.Gateway, x.PathMTU, x.InnerMTU, x.Encap, x.TCP = path.remote.String(), path.mtu.MTU(), path.innerMTU(cur), path.encap, path.stream != nil
@@ -322,10 +324,16 @@ func (r *Router) Down(ctx context.Context, name string) (*control.Connection, er
 		return nil, noConnection(name)
 	}
 	r.record(audit.Record{Event: audit.EventOperator, Who: operator(ctx), What: "down " + name, Result: audit.ResultInfo})
+	c.mu.Lock()
+	ended := slices.Collect(maps.Keys(c.children)) // packets that wait may bring it up again at once
+	c.mu.Unlock()
 	r.ep.Terminate(name, "ended by the operator")
 	for {
 		c.mu.Lock()
 		up, changed := c.state == connUp || c.state == connConnecting || c.state == connClosing, c.changed
+		if len(ended) > 0 && !slices.ContainsFunc(ended, func(id ike.ChildID) bool { return c.children[id] != nil }) {
+			up = false
+		}
 		c.mu.Unlock()
 		if !up {
 			break

@@ -36,6 +36,7 @@ var arrows = []arrow{
 	{"router/config", nil, "the configuration file is read, checked and handed on"},
 	{"router/wire", nil, "sockets carry datagrams and know neither ESP nor IKE beyond where the SPI lies"},
 	{"router/revocation", []string{"internal/certs"}, "revocation lists and OCSP responses over HTTP, for chains that somebody else has judged"},
+	{"router/addresswatch", nil, "the machine's addresses, from netlink: what follows from them is router's to decide"},
 	{"router/kernel", nil, "links, routes and nftables: the kernel is told what router decided"},
 	{"router/pathmtu", nil, "path MTU and what follows from it for inner packets: octets and times in, octets and numbers out"},
 	{"internal/localsocket", nil, "a Unix socket for root and one group, and who is at its other end: router/control and sp/operator share it"},

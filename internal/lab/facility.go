@@ -69,19 +69,20 @@ const WANDev = "wan0"
 
 // Facility is a hospital, clinic or centre: a router with a wardgated, and zones with hosts.
 type Facility struct {
-	Name     string     // short, such as "a"; part of the namespaces' names
-	Title    string     // for people, such as "hospital A"
-	DeviceID string     // identity in its device certificate
-	WAN      netip.Addr // on the internet
-	Zones    []*Zone
-	Router   *Netns
-	Daemon   *Process
-	Dir      string   // configuration, state, audit record
-	Binary   string   // another wardgated than the lab's; empty: the lab's
-	LogLevel string   // of the daemon; empty: debug
-	Environ  []string // of the daemon, beside the lab's own environment and Env
-	SP       *Centre  // that it gets its certificates and policies from; nil: they are brought by hand
-	SPURL    string   // of the centre in the configuration; empty: it is told by Join
+	Name       string     // short, such as "a"; part of the namespaces' names
+	Title      string     // for people, such as "hospital A"
+	DeviceID   string     // identity in its device certificate
+	WAN        netip.Addr // on the internet
+	Zones      []*Zone
+	Router     *Netns
+	Daemon     *Process
+	Dir        string   // configuration, state, audit record
+	Binary     string   // another wardgated than the lab's; empty: the lab's
+	LogLevel   string   // of the daemon; empty: debug
+	Everywhere bool     // the daemon listens at all addresses, not at WAN alone
+	Environ    []string // of the daemon, beside the lab's own environment and Env
+	SP         *Centre  // that it gets its certificates and policies from; nil: they are brought by hand
+	SPURL      string   // of the centre in the configuration; empty: it is told by Join
 
 	lab    *Lab
 	serial uint64 // of the policy issued last
@@ -207,6 +208,10 @@ func (f *Facility) ConfigFile() string { return f.path("etc", "wardgated.toml") 
 
 // WriteConfig writes wardgated.toml; extra is appended to it, such as "[limits]\nflows = 10\n".
 func (f *Facility) WriteConfig(extra string) error {
+	listen := fmt.Sprintf("listen = [%q]\n", f.WAN)
+	if f.Everywhere {
+		listen = ""
+	}
 	text := fmt.Sprintf(`# %s, in the laboratory
 [daemon]
 state_dir = %q
@@ -224,10 +229,9 @@ chip = %q
 anchors = [%q]
 
 [network]
-listen = [%q]
-%s`, f.Title, f.path("state"), f.path("run"), cmp.Or(f.LogLevel, "debug"),
+%s%s`, f.Title, f.path("state"), f.path("run"), cmp.Or(f.LogLevel, "debug"),
 		softHSM, f.tokenLabel(), f.pinFile(), filepath.Join(f.lab.Bin, "wardgate-chip"),
-		f.anchorFile(), f.WAN.String(), extra)
+		f.anchorFile(), listen, extra)
 	if f.SP != nil {
 		text += "\n[sp]\n"
 		if f.SPURL != "" {

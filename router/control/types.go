@@ -161,6 +161,9 @@ type Connection struct {
 	ESPSuite    string    `json:"esp_suite,omitempty"`
 	Encap       bool      `json:"encap,omitempty"` // ESP in UDP
 	TCP         bool      `json:"tcp,omitempty"`   // ESP and IKE in TCP (RFC 9329)
+	LocalAddr   string    `json:"local_addr,omitempty"`
+	IKESA       uint64    `json:"ike_sa,omitempty"`   // number of the IKE SA, in this run of the daemon
+	ProvedAt    time.Time `json:"proved_at,omitzero"` // when both ends last proved who they are, in full
 	Traffic     Traffic   `json:"traffic"`
 	HeldPackets int       `json:"held_packets,omitempty"`
 	IdleAfter   string    `json:"idle_after,omitempty"` // duration
