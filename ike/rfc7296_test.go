@@ -147,6 +147,14 @@ func TestReservedIsIgnored(t *testing.T) {
 			eachPayload(in, func(_ message.PayloadType, b []byte) { b[1] |= 0x80 })
 			return in
 		},
+		"protocol of notifies without an SPI": func(in message.Inner) message.Inner { // section 3.10
+			eachPayload(in, func(t message.PayloadType, b []byte) {
+				if t == message.PayloadNotify && b[5] == 0 {
+					b[4] = 77
+				}
+			})
+			return in
+		},
 		"unknown payloads": func(in message.Inner) message.Inner {
 			// In front, the type of the first one behind; types of IKEv1, of nobody, and for private use.
 			for _, typ := range []byte{1, 13, 32, 49, 100, 255} {
@@ -175,6 +183,48 @@ func TestReservedIsIgnored(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestNothingReservedIsSent: RFC 7296, sections 2.5, 3.1 and 3.2: what we send has zeroes in all that is reserved, no critical flag,
+// no V, and version 2.0.
+func TestNothingReservedIsSent(t *testing.T) {
+	t.Parallel()
+	for _, c := range situations() {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			all, _ := recorded(t, &c)
+			for _, s := range all {
+				in := must(message.EncodeInner(s.Payloads)) // it keeps critical flags and an identity's reserved octets
+				eachPayload(in, func(typ message.PayloadType, b []byte) {
+					marked := bytes.Clone(b)
+					reserved(typ, marked)
+					if typ == message.PayloadIDi || typ == message.PayloadIDr {
+						marked[5], marked[6], marked[7] = 0xff, 0xff, 0xff
+					}
+					marked[1] = 0xff
+					for i := range b {
+						if b[i] != 0 && b[i] != marked[i] {
+							t.Errorf("%s: octet %d of %v is %02x", key(s), i, typ, b[i])
+						}
+					}
+				})
+			}
+		})
+	}
+	p := newPair(t, pairOptions{both: psk})
+	n := 0
+	p.w.Tap = func(_, _ netip.AddrPort, msg []byte) bool {
+		n++
+		if msg[17] != 0x20 || msg[19]&^0x28 != 0 || msg[16] == 46 && msg[29] != 0 {
+			t.Errorf("version %02x, flags %02x, Encrypted payload %02x", msg[17], msg[19], msg[29])
+		}
+		return true
+	}
+	p.up()
+	p.rekeyEverything()
+	if n < 20 {
+		t.Errorf("%d messages", n)
 	}
 }
 
@@ -669,4 +719,170 @@ func TestUnknownSPIAnswer(t *testing.T) {
 			t.Errorf("exchange %d, flags %02x: %x", c.exchange, c.flags, got)
 		}
 	}
+}
+
+// TestRepetitionsBecomeRarer: RFC 7296, sections 2.1 and 2.4: a request that is not answered is repeated, the same octets, after times that
+// grow by a factor, until the peer counts as dead.
+func TestRepetitionsBecomeRarer(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, pairOptions{both: psk})
+	p.up()
+	p.w.Link.Cut = true
+	var at []time.Time
+	var first []byte
+	p.w.Tap = func(from, _ netip.AddrPort, msg []byte) bool {
+		if from.Addr() == addrA {
+			if first == nil {
+				first = bytes.Clone(msg)
+			}
+			if !bytes.Equal(first, msg) {
+				t.Errorf("another message: %s", iketest.Describe(msg))
+			}
+			at = append(at, p.w.Now())
+		}
+		return true
+	}
+	if err := p.a.Endpoint.RekeyChild(childOf(t, p.a).ID); err != nil {
+		t.Fatal(err)
+	}
+	p.w.For(5 * time.Minute)
+	if len(at) < 5 || len(p.a.Ended) != 1 || p.a.Ended[0].Code != ike.ReasonPeerDead {
+		t.Fatalf("sent %d times, ended %v", len(at), p.a.Ended)
+	}
+	for i := 2; i < len(at); i++ {
+		if before, now := at[i-1].Sub(at[i-2]), at[i].Sub(at[i-1]); now < before*3/2 {
+			t.Errorf("repeated after %v and then after %v", before, now)
+		}
+	}
+}
+
+// TestExpired: RFC 7296, sections 2.4 and 2.8: an SA that cannot be rekeyed ends when its keys are too old, with a Delete; and TEMPORARY_FAILURE
+// (section 2.25) is never followed by the same request at once.
+func TestExpired(t *testing.T) {
+	t.Parallel()
+	for _, what := range []string{"CHILD SA", "IKE SA"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, pairOptions{ea: whole, eb: whole, both: func(c *ike.PeerConfig) {
+				psk(c)
+				c.RekeyChild, c.RekeyIKE = 10*time.Minute, 100*time.Hour
+				if what == "IKE SA" {
+					c.RekeyChild, c.RekeyIKE = c.RekeyIKE, c.RekeyChild
+				}
+			}})
+			p.up()
+			begun := p.w.Now()
+			last := map[netip.Addr]time.Time{}
+			requests, deletes := 0, 0
+			p.w.Tap = func(from, to netip.AddrPort, msg []byte) bool {
+				x, response := exchangeOf(msg)
+				other := p.b
+				if from.Addr() == addrB {
+					other = p.a
+				}
+				if x == 37 && !response && len(other.Endpoint.Peek(msg).Deletes()) > 0 {
+					deletes++
+				}
+				if x != 36 || response {
+					return true
+				}
+				requests++
+				if before, ok := last[from.Addr()]; ok && p.w.Now().Sub(before) < 5*time.Second {
+					t.Errorf("%v asks again after %v", from, p.w.Now().Sub(before))
+				}
+				last[from.Addr()] = p.w.Now()
+				_, refused := other.Endpoint.Forge(36, binary.BigEndian.Uint32(msg[20:]), true, message.Payloads{message.NewNotify(message.NotifyTemporaryFailure)})
+				for _, m := range refused {
+					p.w.Deliver(to, from, m)
+				}
+				return false
+			}
+			gone := func() bool { return len(p.a.Children) == 0 && len(p.b.Children) == 0 }
+			if !p.w.Until(30*time.Minute, gone) {
+				t.Fatalf("it still stands; %d requests for new keys", requests)
+			}
+			if age := p.w.Now().Sub(begun); age < 14*time.Minute || age > 17*time.Minute {
+				t.Errorf("it ended after %v, want half as much again as 10 min", age)
+			}
+			p.w.For(time.Minute)
+			ended := append(slices.Clone(p.a.Gone), p.b.Gone...)
+			if !slices.ContainsFunc(ended, func(r ike.Reason) bool { return r.Code == ike.ReasonExpired }) || deletes == 0 || requests < 5 {
+				t.Errorf("ended %v, %d Deletes, %d requests", ended, deletes, requests)
+			}
+			if what == "IKE SA" {
+				p.empty()
+			}
+			p.sound()
+		})
+	}
+}
+
+// TestRekeysAreJittered: RFC 7296, section 2.8.1: two ends with the same settings do not rekey at the same moment, and no two
+// IKE SAs at the same age.
+func TestRekeysAreJittered(t *testing.T) {
+	t.Parallel()
+	ages := map[time.Duration]bool{}
+	for seed := range uint64(12) {
+		p := newPair(t, pairOptions{seed: seed + 100, both: func(c *ike.PeerConfig) {
+			psk(c)
+			c.RekeyChild = 10 * time.Minute
+		}})
+		p.up()
+		begun := p.w.Now()
+		requests := 0
+		p.w.Tap = func(_, _ netip.AddrPort, msg []byte) bool {
+			if x, response := exchangeOf(msg); x == 36 && !response {
+				requests++
+			}
+			return true
+		}
+		old := childOf(t, p.a).ID
+		p.w.Until(11*time.Minute, func() bool { return p.a.Children[old] == nil })
+		age := p.w.Now().Sub(begun)
+		if requests != 1 || age < 8*time.Minute || age > 10*time.Minute+time.Second {
+			t.Errorf("seed %d: %d requests, at %v", seed, requests, age)
+		}
+		ages[age.Truncate(time.Second)] = true
+	}
+	if len(ages) < 6 {
+		t.Errorf("rekeyed at %v", ages)
+	}
+}
+
+// TestInitialContactIsSentOnce: RFC 7296, section 2.4: INITIAL_CONTACT stands in the first IKE_AUTH request where no other IKE SA
+// between the same identities stands, and nowhere else.
+func TestInitialContactIsSentOnce(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, pairOptions{ea: whole, eb: whole})
+	var in []string
+	p.w.Tap = func(from, _ netip.AddrPort, msg []byte) bool {
+		if x, _ := exchangeOf(msg); x != 34 {
+			other := p.b
+			if from.Addr() == addrB {
+				other = p.a
+			}
+			if other.Endpoint.Peek(msg).HasNotify(message.NotifyInitialContact) {
+				in = append(in, fmt.Sprintf("%v %s", from.Addr(), iketest.Describe(msg)[:18]))
+			}
+		}
+		return true
+	}
+	p.up()
+	p.rekeyEverything()
+	if len(in) != 1 || in[0] != "192.0.2.1 IKE_AUTH request 1" {
+		t.Errorf("INITIAL_CONTACT in %q", in)
+	}
+	// A new IKE SA beside the old one says nothing of the kind, and the old one goes when it stands.
+	for _, n := range []*iketest.Node{p.a, p.b} {
+		if err := n.Endpoint.Reauthenticate(ikeOf(t, n).ID); err != nil {
+			t.Fatal(err)
+		}
+		p.w.For(time.Minute)
+		for _, r := range append(slices.Clone(p.a.Ended), p.b.Ended...) {
+			if r.Code == ike.ReasonReplaced {
+				t.Errorf("an IKE SA ended: %+v", r)
+			}
+		}
+	}
+	p.counts(1, 1)
 }
