@@ -152,6 +152,7 @@ func newScene(t *testing.T, o sceneOptions) *scene {
 		sc.ourService, sc.theirService = issue(service, "ours.group-a.example", o.key, sc.ourDevice), issue(service, "theirs.group-a.example", o.key, sc.theirDevice)
 		if o.spoil != nil {
 			o.spoil(sc)
+			device, service = sc.ourDevice.ca, sc.ourService.ca
 		}
 		peer.LocalAuth = []ike.LocalAuth{sc.ourDevice.auth("device"), sc.ourService.auth("service")}
 		peer.RemoteAuth = []ike.RemoteAuth{
