@@ -151,6 +151,15 @@ func TestCompileRefuses(t *testing.T) {
 		{"suite syntax", func(d *Document) { d.Suites.ESP[0] = "AES 256" }, "/suites/esp/0", "lower case"},
 		{"suite syntax", func(d *Document) { d.Suites.ESP[0] = "aes256gcm16-" }, "/suites/esp/0", "lower case"},
 		{"no suites", func(d *Document) { d.Suites.IKE = nil }, "/suites/ike", "came 0"},
+		{"moves", func(d *Document) { d.Peers[0].Moves = "away" }, "/peers/0/moves", "named"},
+		{"moves among nothing", func(d *Document) {
+			d.Peers[0].Moves, d.Peers[0].Gateways, d.Connections[0].Start = MovesNamed, nil, StartManual
+		}, "/peers/0/moves", "no gateways"},
+		{"ppk", func(d *Document) { d.Connections[0].PPK = "yes" }, "/connections/0/ppk", "required"},
+		{"ppk without a name", func(d *Document) { d.Connections[0].PPK = PPKRequired }, "/connections/0/ppk_id", "the same on both devices"},
+		{"name without a ppk", func(d *Document) { d.Connections[0].PPKID = "x" }, "/connections/0/ppk_id", "none, because"},
+		{"ppk as a path", func(d *Document) { d.Connections[0].PPK, d.Connections[0].PPKID = PPKOptional, "../x" }, "/connections/0/ppk_id", "a name of 1 to 63"},
+		{"first child", func(d *Document) { d.Connections[0].FirstChild = "no" }, "/connections/0/first_child", "own-exchange"},
 		{"suite twice", func(d *Document) { d.Suites.ESP = []string{"aes256gcm16", "aes256gcm16"} }, "/suites/esp/1", "a second time"},
 		{"lifetime", func(d *Document) { d.Lifetimes.IKE = Duration(time.Second / 2) }, "/lifetimes/ike", "1s to 24h"},
 		{"lifetime negative", func(d *Document) { d.Lifetimes.Child = -1 }, "/lifetimes/child", ""},
@@ -590,5 +599,33 @@ func TestParseRefuses(t *testing.T) {
 		if _, err := Parse(good[:n]); err == nil {
 			t.Fatalf("accepted the first %d bytes", n)
 		}
+	}
+}
+
+// What connections say of keys and addresses, and what is taken where they say nothing.
+func TestConnectionDefaults(t *testing.T) {
+	w := newWorld(t)
+	d := w.document()
+	c, p := &d.Connections[0], &d.Peers[0]
+	compiled := func() ConnectionInfo {
+		t.Helper()
+		table, err := Compile(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return table.Connections()[0]
+	}
+	if i := compiled(); i.Moves != MovesNamed || i.PPK != PPKOff || i.PPKID != "" || i.Childless {
+		t.Errorf("with nothing said: %+v", i)
+	}
+	c.PPK, c.PPKID, c.FirstChild, p.Moves = PPKRequired, "ours-2026", FirstChildOwn, MovesNever
+	if i := compiled(); i.Moves != MovesNever || i.PPK != PPKRequired || i.PPKID != "ours-2026" || !i.Childless {
+		t.Errorf("%+v", i)
+	}
+	p.Moves, p.Gateways, c.Start, c.Idle = "", nil, StartManual, 0
+	d.Connections = d.Connections[:1]
+	d.Tests = nil
+	if i := compiled(); i.Moves != MovesAnywhere {
+		t.Errorf("without gateways it moves %q; want %q", i.Moves, MovesAnywhere)
 	}
 }

@@ -106,6 +106,7 @@ type connection struct {
 	provedAt  time.Time // when all rounds of it were proved
 	suite     string    // of IKE
 	espSuite  string
+	ppk       string // ID of the one in the keys
 	path      ike.Path
 	changed   chan struct{} // closed and replaced when the state changes; Up waits for it
 

@@ -37,7 +37,7 @@ func (o owner) IKEUp(i ike.SAInfo) {
 	c.mu.Lock()
 	c.remoteIDs = idStrings(i.RemoteIDs)
 	c.opened, c.ike, c.provedAt = i.Initiator, i.ID, i.Authenticated
-	c.suite, c.path = i.Suite, i.Path
+	c.suite, c.path, c.ppk = i.Suite, i.Path, i.PPK
 	c.mu.Unlock()
 }
 

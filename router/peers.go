@@ -100,6 +100,7 @@ func (r *Router) peerConfig(table *policy.Table, info *policy.ConnectionInfo, cr
 		ForceEncap: !info.NativeESP || r.cfg.Network.ForceEncap,
 		TCP:        tcpModes[r.cfg.Network.TCP], TCPPort: r.cfg.Network.TCPPort,
 		Mobike: info.Moves != policy.MovesNever, MoveNamed: info.Moves == policy.MovesNamed,
+		Childless: info.Childless,
 	}
 	child := ike.ChildConfig{Name: info.Name, Proposals: espProps, Queues: len(r.dp.queues)}
 	for _, x := range info.Local {
@@ -126,7 +127,7 @@ func (r *Router) peerConfig(table *policy.Table, info *policy.ConnectionInfo, cr
 		// CHAN-2: a pre-shared key that the SP's policy pushed
 		p.LocalAuth = []ike.LocalAuth{{ID: deviceID, PSK: info.PSK.Bytes(), Role: "device"}}
 		p.RemoteAuth = []ike.RemoteAuth{{IDs: []ike.Identity{peerDevice}, PSK: info.PSK.Bytes(), RelatedToRound: -1, Role: "device"}}
-		return p, nil
+		return p, r.usePPK(p, info)
 	}
 	service := credential(creds, 2, info.Service)
 	if service == nil {
@@ -152,7 +153,7 @@ func (r *Router) peerConfig(table *policy.Table, info *policy.ConnectionInfo, cr
 		{IDs: []ike.Identity{peerDevice}, Anchors: table.DeviceAnchors(), CRLs: table.DeviceCRLs(), RequireCRL: strict, RelatedToRound: -1, Role: "device"},
 		{IDs: []ike.Identity{peerService}, Anchors: info.Anchors, CRLs: info.CRLs, RequireCRL: strict, RelatedToRound: 0, Role: "service"},
 	}
-	return p, nil
+	return p, r.usePPK(p, info)
 }
 
 func credential(creds []pkichip.Credential, layer int, service string) *pkichip.Credential {

@@ -63,6 +63,7 @@ type Router struct {
 
 	audit    *audit.Log
 	store    policyStore
+	ppks     ppkStore
 	refused  *refusals
 	children sync.Map // ike.ChildID → *childSA
 
@@ -115,6 +116,7 @@ func New(opt Options) (_ *Router, err error) {
 	r := &Router{
 		cfg: cfg, log: opt.Log, version: opt.Version, started: time.Now(),
 		store:   policyStore{file: cfg.Policy.File, dir: cfg.Daemon.StateDir},
+		ppks:    ppkStore{filepath.Join(cfg.Daemon.StateDir, ppkDir)},
 		records: make(chan audit.Record, 1024), conns: make(map[string]*connection),
 		kernRefused: make(map[string]control.Refused), tokenState: control.TokenStarting,
 	}

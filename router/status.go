@@ -206,6 +206,7 @@ func (r *Router) connectionStatus(c *connection) control.Connection {
 	case connUp:
 		x.State = control.ConnUp
 		x.Gateway, x.RemoteIDs, x.Suite, x.ESPSuite, x.Encap = c.path.Remote.String(), c.remoteIDs, c.suite, c.espSuite, c.path.Encap
+		x.PPK = c.ppk
 		x.LocalAddr, x.IKESA, x.ProvedAt = c.path.Local.Addr().String(), uint64(c.ike), c.provedAt
 		if cur := c.cur.Load(); cur != nil {
 			path := cur.path.Load()

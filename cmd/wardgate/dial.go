@@ -22,6 +22,10 @@ type daemon interface {
 	PolicyInstall(ctx context.Context, jws []byte) (*control.PolicyReport, error)
 	AuditTail(ctx context.Context, n int) ([]control.AuditRecord, error)
 	Counters(ctx context.Context) (*control.Counters, error)
+	Redirect(ctx context.Context, req control.RedirectRequest) (*control.RedirectReport, error)
+	PPKs(ctx context.Context) ([]control.PPK, error)
+	PPKAdd(ctx context.Context, id string, secret []byte, replace bool) (*control.PPK, error)
+	PPKRemove(ctx context.Context, id string) (*control.PPK, error)
 	Join(ctx context.Context, req control.JoinRequest, step func(control.JoinStep)) error
 }
 

@@ -76,6 +76,8 @@ func (c *cli) rootCommand() *cobra.Command {
 		c.upCommand(),
 		c.downCommand(),
 		c.explainCommand(),
+		c.redirectCommand(),
+		c.ppkCommand(),
 		c.policyCommand(),
 		c.auditCommand(),
 		c.countersCommand(),

@@ -9,17 +9,14 @@ import (
 	"wardgate/internal/labca"
 )
 
-// log returns what charon has written.
-func (s *strongswan) log() string {
+// said tells how often charon wrote a text into its log.
+func (s *strongswan) said(text string) int {
 	log, err := os.ReadFile(filepath.Join(s.root+s.dir, "charon.log"))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return string(log)
+	return strings.Count(string(log), text)
 }
-
-// said tells how often charon wrote a text into its log.
-func (s *strongswan) said(text string) int { return strings.Count(s.log(), text) }
 
 // TestStrongSwanSignatures: RSASSA-PSS and Ed25519 in both directions (RFC 7427, RFC 8420), both
 // roles, two rounds each.

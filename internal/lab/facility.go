@@ -312,10 +312,15 @@ func (f *Facility) LaunchDaemon() (wait func(context.Context) error, err error) 
 // Wardgate runs the operator's command line at the facility and returns what it printed; the
 // error holds the exit code and the last lines of standard error.
 func (f *Facility) Wardgate(ctx context.Context, args ...string) (string, error) {
+	return f.WardgateReading(ctx, "", args...)
+}
+
+// WardgateReading is Wardgate with a text as standard input.
+func (f *Facility) WardgateReading(ctx context.Context, input string, args ...string) (string, error) {
 	cmd := f.Router.Command(ctx, filepath.Join(f.lab.Bin, "wardgate"), args...)
 	cmd.Env = append(append(os.Environ(), f.Env()...), "WARDGATE_SOCKET="+f.Socket())
 	var stdout, stderr strings.Builder
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		return stdout.String(), fmt.Errorf("wardgate %s at %s: %w: %s", strings.Join(args, " "), f.Title, err, strings.TrimSpace(stderr.String()+"\n"+stdout.String()))
 	}

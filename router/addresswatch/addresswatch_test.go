@@ -92,7 +92,9 @@ func TestOuter(t *testing.T) {
 	if got := Source(netip.MustParseAddr("2001:db8:2::1"), 0); got.IsValid() {
 		t.Errorf("source is %v; want none: there is no way", got)
 	}
-	ip(t, "link set wan down")
+	ip(t, "route add default via 203.0.113.1 metric 100")
+	want(t, "a line that stands by", Query{}, "198.51.100.2", "198.51.100.3", "203.0.113.2", "2001:db8:1::2")
+	ip(t, "route del default via 203.0.113.1", "link set wan down")
 	want(t, "no way out", Query{})
 	ip(t, "route add default via 203.0.113.1")
 	want(t, "the other line", Query{}, "203.0.113.2")

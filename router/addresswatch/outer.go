@@ -96,6 +96,9 @@ func Outer(q Query) ([]netip.Addr, error) {
 			add(src)
 		}
 	}
+	for link, ok := range outside { // other lines, that stand by
+		ways[link] = ways[link] || ok && leadsOut(h, link, q.Mark)
+	}
 	for _, o := range own {
 		if slices.Contains(q.InUse, o.addr) || slices.Contains(q.Only, o.addr) || o.ready && ways[o.link] {
 			add(o.addr)
@@ -117,6 +120,17 @@ func Source(remote netip.Addr, mark uint32) netip.Addr {
 		return netip.Addr{}
 	}
 	return a
+}
+
+// leadsOut tells whether there is a default route, of whatever metric, by a link.
+func leadsOut(h *netlink.Handle, link int, mark uint32) bool {
+	for _, a := range somewhere {
+		routes, err := h.RouteGetWithOptions(a.AsSlice(), &netlink.RouteGetOptions{OifIndex: link, Mark: mark, FIBMatch: true})
+		if err == nil && slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Type == unix.RTN_UNICAST }) {
+			return true
+		}
+	}
+	return false
 }
 
 var errNoWay = errors.New("no way there")

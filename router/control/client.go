@@ -182,6 +182,30 @@ func (c *Client) Counters(ctx context.Context) (*Counters, error) {
 	return call[*Counters](ctx, c, http.MethodGet, "/v1/counters", nil)
 }
 
+// Redirect implements Backend.
+func (c *Client) Redirect(ctx context.Context, req RedirectRequest) (*RedirectReport, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	return call[*RedirectReport](ctx, c, http.MethodPost, "/v1/redirect", body)
+}
+
+// PPKs implements Backend.
+func (c *Client) PPKs(ctx context.Context) ([]PPK, error) {
+	return call[[]PPK](ctx, c, http.MethodGet, "/v1/ppk", nil)
+}
+
+// PPKAdd implements Backend.
+func (c *Client) PPKAdd(ctx context.Context, id string, secret []byte, replace bool) (*PPK, error) {
+	return call[*PPK](ctx, c, http.MethodPost, "/v1/ppk/"+url.PathEscape(id)+"?replace="+strconv.FormatBool(replace), secret)
+}
+
+// PPKRemove implements Backend.
+func (c *Client) PPKRemove(ctx context.Context, id string) (*PPK, error) {
+	return call[*PPK](ctx, c, http.MethodPost, "/v1/ppk/"+url.PathEscape(id)+"/remove", nil)
+}
+
 // Reload implements Backend.
 func (c *Client) Reload(ctx context.Context) error {
 	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/reload", nil)

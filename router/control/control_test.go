@@ -75,6 +75,12 @@ func TestRoundTrips(t *testing.T) {
 		{"install", func(b control.Backend) (any, error) { return b.PolicyInstall(ctx, []byte("e30.e30.sig")) }},
 		{"audit", func(b control.Backend) (any, error) { return b.AuditTail(ctx, 2) }},
 		{"counters", func(b control.Backend) (any, error) { return b.Counters(ctx) }},
+		{"redirect", func(b control.Backend) (any, error) {
+			return b.Redirect(ctx, control.RedirectRequest{To: netip.MustParseAddr("203.0.113.20"), Connections: []string{"a-b"}})
+		}},
+		{"ppk", func(b control.Backend) (any, error) { return b.PPKs(ctx) }},
+		{"ppk add", func(b control.Backend) (any, error) { return b.PPKAdd(ctx, "clinic-b", []byte("MDEy"), true) }},
+		{"ppk remove", func(b control.Backend) (any, error) { return b.PPKRemove(ctx, "clinic-b") }},
 		{"reload", func(b control.Backend) (any, error) { return nil, b.Reload(ctx) }},
 		{"health", func(b control.Backend) (any, error) { return nil, b.Health(ctx) }},
 	} {
@@ -175,6 +181,14 @@ func TestBadRequests(t *testing.T) {
 		{"POST", "/v1/explain", `{"from":"10.2.1.9","to":"10.1.2.10","protocol":"007"}`, 400, "flow", "protocol"},
 		{"POST", "/v1/explain", `{"from":"10.2.1.9","to":"10.1.2.10","protocol":"tcp","to_port":70000}`, 400, "json", ""},
 		{"POST", "/v1/explain", strings.Repeat(" ", 64<<10+1), 413, "too-large", "65536"},
+		{"POST", "/v1/redirect", `{}`, 400, "json", "to: expected"},
+		{"POST", "/v1/redirect", `{"to":"::ffff:10.1.1.1"}`, 400, "json", "to: expected"},
+		{"POST", "/v1/redirect", `{"to":"10.1.1.1","from":"10.1.1.2"}`, 400, "json", `"from"`},
+		{"POST", "/v1/ppk/..%2fpolicy.jws", "x", 400, "ppk-id", "../policy.jws"},
+		{"POST", "/v1/ppk/.x", "x", 400, "ppk-id", ""},
+		{"POST", "/v1/ppk/-x/remove", "", 400, "ppk-id", ""},
+		{"POST", "/v1/ppk/" + strings.Repeat("n", 64), "x", 400, "ppk-id", ""},
+		{"POST", "/v1/ppk/x", strings.Repeat("x", 4<<10+1), 413, "too-large", "4096"},
 		{"POST", "/v1/policy/check", strings.Repeat("x", 33<<20+1), 413, "too-large", ""},
 	} {
 		status, e, _ := raw(t, socket, c.method, c.path, []byte(c.body))

@@ -25,6 +25,7 @@ import (
 const (
 	maxHeader    = 16 << 10
 	maxQuestion  = 64 << 10 // body of a question
+	maxSecret    = 4 << 10  // a key in base64
 	maxPolicy    = 33 << 20 // body that is a policy file
 	maxRequests  = 32       // at once
 	maxName      = 128      // bytes of a connection's name
@@ -185,6 +186,31 @@ var routes = []route{
 	}},
 	{method: http.MethodGet, path: "/v1/counters", limit: 0, do: func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
 		return b.Counters(ctx)
+	}},
+	{method: http.MethodPost, path: "/v1/redirect", limit: maxQuestion, do: func(ctx context.Context, b Backend, _ *http.Request, body []byte) (any, error) {
+		req, err := decodeRedirect(body)
+		if err != nil {
+			return nil, err
+		}
+		return b.Redirect(ctx, req)
+	}},
+	{method: http.MethodGet, path: "/v1/ppk", limit: 0, do: func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
+		return list(b.PPKs(ctx))
+	}},
+	{method: http.MethodPost, path: "/v1/ppk/{name}", limit: maxSecret, do: func(ctx context.Context, b Backend, r *http.Request, body []byte) (any, error) {
+		defer clear(body)
+		id, err := ppkID(r)
+		if err != nil {
+			return nil, err
+		}
+		return b.PPKAdd(ctx, id, body, r.URL.Query().Get("replace") == "true")
+	}},
+	{method: http.MethodPost, path: "/v1/ppk/{name}/remove", limit: 0, do: func(ctx context.Context, b Backend, r *http.Request, _ []byte) (any, error) {
+		id, err := ppkID(r)
+		if err != nil {
+			return nil, err
+		}
+		return b.PPKRemove(ctx, id)
 	}},
 	{method: http.MethodPost, path: "/v1/join", limit: maxQuestion, stream: (*Server).join},
 	{method: http.MethodPost, path: "/v1/reload", limit: 0, do: func(ctx context.Context, b Backend, _ *http.Request, _ []byte) (any, error) {
@@ -378,6 +404,36 @@ func decodeStrict(data []byte, v any) error {
 		return errors.New("expected one JSON value, came more behind it")
 	}
 	return nil
+}
+
+// decodeRedirect reads and checks where partners are to go.
+func decodeRedirect(body []byte) (RedirectRequest, error) {
+	var q RedirectRequest
+	err := decodeStrict(body, &q)
+	if err == nil && (!q.To.IsValid() || q.To.Is4In6() || q.To.Zone() != "") {
+		err = fmt.Errorf("to: expected a plain IPv4 or IPv6 address, came %q", q.To)
+	}
+	if err != nil {
+		return q, &Error{Kind: KindInvalid, Code: "json", Title: "The request is not what was expected", Detail: err.Error(), Hint: "see docs/control-api.md"}
+	}
+	return q, nil
+}
+
+// ppkID reads the name of a key. It becomes a file name.
+func ppkID(r *http.Request) (string, error) {
+	id := r.PathValue("name")
+	ok := id != "" && len(id) <= 63 && id[0] != '-' && id[0] != '.'
+	for _, c := range []byte(id) {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.')
+	}
+	if !ok {
+		return "", &Error{
+			Kind: KindInvalid, Code: "ppk-id", Title: "That is no name of a key",
+			Detail: fmt.Sprintf("expected 1 to 63 letters, digits, '-', '_' and '.', not beginning with '-' or '.', came %.80q", id),
+			Hint:   "write it as the policy's ppk_id has it: wardgate ppk list",
+		}
+	}
+	return id, nil
 }
 
 // decodeFlow reads and checks the question of explain.

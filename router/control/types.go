@@ -29,6 +29,14 @@ type Backend interface {
 	// step, and waits for the first connection. It can be repeated at any time.
 	Join(ctx context.Context, req JoinRequest, step func(JoinStep)) error
 	Counters(ctx context.Context) (*Counters, error)
+	// Redirect sends partners that connected to us to another of our addresses.
+	Redirect(ctx context.Context, req RedirectRequest) (*RedirectReport, error)
+	// PPKs lists the postquantum preshared keys that are there, and those that the policy wants.
+	PPKs(ctx context.Context) ([]PPK, error)
+	// PPKAdd stores one, written in base64. One of that ID that is there already is kept, and it is an
+	// error, unless replace is set.
+	PPKAdd(ctx context.Context, id string, secret []byte, replace bool) (*PPK, error)
+	PPKRemove(ctx context.Context, id string) (*PPK, error)
 	// Reload does what SIGHUP does: reads policy file, CRLs and token again.
 	Reload(ctx context.Context) error
 	// Health returns nil when the daemon does its work.
@@ -159,6 +167,7 @@ type Connection struct {
 	RemoteIDs   []string  `json:"remote_ids,omitempty"` // authenticated identities, in order of the rounds
 	Suite       string    `json:"suite,omitempty"`      // of IKE
 	ESPSuite    string    `json:"esp_suite,omitempty"`
+	PPK         string    `json:"ppk,omitempty"`   // ID of the postquantum preshared key in its keys
 	Encap       bool      `json:"encap,omitempty"` // ESP in UDP
 	TCP         bool      `json:"tcp,omitempty"`   // ESP and IKE in TCP (RFC 9329)
 	LocalAddr   string    `json:"local_addr,omitempty"`
@@ -228,6 +237,36 @@ type Refused struct {
 	Bytes   uint64    `json:"bytes,omitempty"`
 	Last    time.Time `json:"last,omitzero"`
 	Example string    `json:"example,omitempty"` // the latest one, such as "tcp 10.2.1.9:4242 -> 10.3.1.7:104"
+}
+
+// RedirectRequest says where partners are to go.
+type RedirectRequest struct {
+	To          netip.Addr `json:"to"`                    // one of our addresses
+	Connections []string   `json:"connections,omitempty"` // empty: all
+}
+
+// RedirectReport says who was sent there.
+type RedirectReport struct {
+	To          netip.Addr   `json:"to"`
+	Connections []Redirected `json:"connections"`
+}
+
+// Redirected is one connection.
+type Redirected struct {
+	Name string `json:"name"`
+	Told bool   `json:"told"`          // to go; it was up, and the partner had opened it
+	Why  string `json:"why,omitempty"` // it was not told
+}
+
+// PPK is a postquantum preshared key (RFC 8784), without the key.
+type PPK struct {
+	ID          string    `json:"id"`
+	Present     bool      `json:"present"`
+	Check       string    `json:"check,omitempty"` // the same on both devices when the keys are
+	Added       time.Time `json:"added,omitzero"`
+	Connections []string  `json:"connections,omitempty"` // of the policy that use it
+	Required    bool      `json:"required,omitempty"`    // one of them is not set up without it
+	Error       *Error    `json:"error,omitempty"`       // it is there, and cannot be used
 }
 
 // Flow is a question for Explain.

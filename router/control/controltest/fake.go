@@ -4,6 +4,7 @@ package controltest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"time"
@@ -264,4 +265,42 @@ func (f *Fake) Join(ctx context.Context, req control.JoinRequest, step func(cont
 		step(s)
 	}
 	return err
+}
+
+// Redirect implements control.Backend.
+func (f *Fake) Redirect(ctx context.Context, req control.RedirectRequest) (*control.RedirectReport, error) {
+	if err := f.did(ctx, fmt.Sprintf("redirect %v %v", req.To, req.Connections)); err != nil {
+		return nil, err
+	}
+	return &control.RedirectReport{To: req.To, Connections: []control.Redirected{
+		{Name: "a-b", Told: true}, {Name: "a-c", Why: "it is not up"},
+	}}, nil
+}
+
+// PPKs implements control.Backend.
+func (f *Fake) PPKs(ctx context.Context) ([]control.PPK, error) {
+	if err := f.did(ctx, "ppk"); err != nil {
+		return nil, err
+	}
+	return []control.PPK{
+		{ID: "clinic-b-2026", Present: true, Check: "1f2e-3d4c", Added: Now.Add(-time.Hour), Connections: []string{"a-b"}, Required: true},
+		{ID: "imaging", Connections: []string{"a-c", "a-d"}, Required: true},
+		{ID: "old", Present: true, Check: "0000-1111", Added: Now.Add(-100 * time.Hour)},
+	}, nil
+}
+
+// PPKAdd implements control.Backend.
+func (f *Fake) PPKAdd(ctx context.Context, id string, secret []byte, replace bool) (*control.PPK, error) {
+	if err := f.did(ctx, fmt.Sprintf("ppk add %s %d octets %v", id, len(secret), replace)); err != nil {
+		return nil, err
+	}
+	return &control.PPK{ID: id, Present: true, Check: "1f2e-3d4c", Added: Now, Connections: []string{"a-b"}}, nil
+}
+
+// PPKRemove implements control.Backend.
+func (f *Fake) PPKRemove(ctx context.Context, id string) (*control.PPK, error) {
+	if err := f.did(ctx, "ppk remove "+id); err != nil {
+		return nil, err
+	}
+	return &control.PPK{ID: id, Connections: []string{"a-b"}, Required: true}, nil
 }
