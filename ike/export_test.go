@@ -1,6 +1,11 @@
 package ike
 
-import "wardgate/ike/message"
+import (
+	"encoding/binary"
+	"slices"
+
+	"wardgate/ike/message"
+)
 
 // SetKeyLog has every secret of an endpoint's IKE SAs handed to f. It exists in tests only: no
 // configuration can reach the field.
@@ -181,4 +186,32 @@ func (ep *Endpoint) Fragments() (n int) {
 		b.step.Unlock()
 	}
 	return n
+}
+
+// ForgeHeader is ForgeRaw with changes of the header of the message and of its Encrypted payload.
+func (ep *Endpoint) ForgeHeader(exchange uint8, id uint32, first uint8, plain []byte, edit func(header []byte)) []byte {
+	for _, b := range ep.allBoxes() {
+		b.step.Lock()
+		defer b.step.Unlock()
+		g := b.sa.cur
+		if g == nil || g.prot == nil {
+			continue
+		}
+		raw, err := message.Encode(g.header(exchange, id, false), nil)
+		if err != nil {
+			panic(err)
+		}
+		n := message.SealedSize(len(plain), g.prot.out)
+		raw[16] = byte(message.PayloadSK)
+		binary.BigEndian.PutUint32(raw[24:], uint32(n))
+		raw = append(raw, first, 0, 0, 0)
+		binary.BigEndian.PutUint16(raw[30:], uint16(n-message.HeaderLen))
+		edit(raw)
+		raw = slices.Grow(raw, n)
+		if raw, err = g.prot.out.AppendSealed(raw, raw[:len(raw):len(raw)], plain); err != nil {
+			panic(err)
+		}
+		return raw
+	}
+	return nil
 }

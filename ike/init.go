@@ -615,8 +615,12 @@ func (ep *Endpoint) answerVersion(p Path, h header) {
 	if !ok {
 		return
 	}
+	flags := message.FlagResponse
+	if !h.fromInitiator {
+		flags |= message.FlagInitiator
+	}
 	raw, err := message.Encode(message.Header{
-		SPIi: spiBytes(h.spiI), SPIr: spiBytes(h.spiR), Exchange: message.ExchangeType(h.exchange), Flags: message.FlagResponse, MessageID: h.id,
+		SPIi: spiBytes(h.spiI), SPIr: spiBytes(h.spiR), Exchange: message.ExchangeType(h.exchange), Flags: flags, MessageID: h.id,
 	}, message.Payloads{message.NewNotify(message.NotifyInvalidMajorVersion)})
 	if err == nil {
 		ep.cfg.Send(p, raw)

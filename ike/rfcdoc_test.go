@@ -13,6 +13,7 @@ import (
 func TestRFCDoc(t *testing.T) {
 	t.Parallel()
 	namesOf(t, "rfc.md", 100)
+	namesOf(t, "rfc-7296.md", 100)
 	namesOf(t, "rfc-9329.md", 5)
 }
 

@@ -9,16 +9,25 @@ import (
 
 	"wardgate/ike"
 	"wardgate/pkichip"
+	"wardgate/router/revocation"
 )
 
 // verifyTime bounds what the verdict about one certificate may take when something has to be fetched
 // for it; the handshake has to end within ike.Config.HalfOpenTimeout.
 const verifyTime = 7 * time.Second
 
-// verifyPeer judges a certificate of a peer. Where the policy requires that its revocation state is known,
-// and neither the policy's lists nor the peer's OCSP responses say it, what the certificates point to is
-// fetched, but only after they were verified in everything else: before that, the URIs are anybody's.
+// verifyPeer judges a certificate of a peer.
 func (r *Router) verifyPeer(q ike.CertQuery) error {
+	return VerifyPeer(q, r.revocation, func(missing error) {
+		r.log.Sugar().Infow("revocation state is not to be had", "of", q.ID.String(), "error", missing)
+	})
+}
+
+// VerifyPeer judges a certificate of a peer (ike.Config.Verify). Where the connection requires that its
+// revocation state is known, and neither the lists at hand nor the peer's OCSP responses say it, what the
+// certificates point to is fetched, but only after they were verified in everything else: before that, the URIs
+// are anybody's. missing is told what could not be had.
+func VerifyPeer(q ike.CertQuery, f *revocation.Fetcher, missing func(error)) error {
 	err := ike.DefaultVerify(q)
 	if err == nil || !q.Auth.RequireCRL || ike.VerdictCode(err) != ike.CodeNoCRL {
 		return err
@@ -33,9 +42,9 @@ func (r *Router) verifyPeer(q ike.CertQuery) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), verifyTime)
 	defer cancel()
-	lists, responses, missing := r.revocation.For(ctx, chain)
-	if missing != nil {
-		r.log.Sugar().Infow("revocation state is not to be had", "of", q.ID.String(), "error", missing)
+	lists, responses, gone := f.For(ctx, chain)
+	if gone != nil {
+		missing(gone)
 	}
 	strict := *q.Auth
 	strict.CRLs = append(slices.Clone(strict.CRLs), lists...)

@@ -80,7 +80,7 @@ func TestKeyExchange(t *testing.T) {
 			}
 		})
 	}
-	for _, id := range []uint16{0, 1, 2, 5, 16, 22, 32, 35, 38, 65535} {
+	for _, id := range []uint16{0, 1, 2, 5, 16, 22, 23, 24, 32, 35, 38, 65535} {
 		if _, err := NewInitiator(id, testRand(1)); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("method %d: %v", id, err)
 		}

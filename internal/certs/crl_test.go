@@ -7,11 +7,14 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"math/big"
 	"testing"
 	"time"
 
 	"wardgate/internal/certs"
+	"wardgate/internal/labca"
 )
 
 // A signature that held is remembered for the key, the list and the algorithm that it held for, and for
@@ -105,4 +108,44 @@ func benchList(b *testing.B) (*x509.RevocationList, *x509.Certificate) {
 		b.Fatal(err)
 	}
 	return l, c
+}
+
+// TestListWithUnknownCritical: a list with a critical extension that is not understood (one for some certificates or reasons only, a delta
+// list) is no proof that a certificate is good (RFC 5280, section 5.2); whom it names is refused all the same.
+func TestListWithUnknownCritical(t *testing.T) {
+	w := newWorld(t)
+	root, rk := ca(t, "root", nil, nil, nil)
+	leaf := w.issue(w.lab.Device, labca.Request{DNSNames: []string{"a.devices.example"}, SigningCA: root, SigningCAKey: rk})
+	list := func(serial *big.Int, ofList, ofEntry []pkix.Extension) *x509.RevocationList {
+		tmpl := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: t0.Add(-time.Hour), NextUpdate: t0.Add(time.Hour), ExtraExtensions: ofList}
+		tmpl.RevokedCertificateEntries = []x509.RevocationListEntry{{SerialNumber: serial, RevocationTime: t0.Add(-time.Hour), ExtraExtensions: ofEntry}}
+		der, err := x509.CreateRevocationList(rand.Reader, tmpl, root, rk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := x509.ParseRevocationList(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	verify := func(l *x509.RevocationList, require bool) error {
+		_, err := certs.VerifyChain(certs.Options{
+			Leaf: leaf.Raw, Anchors: []*x509.Certificate{root}, EKU: certs.EKUIPsecIKE, At: t0, CRLs: []*x509.RevocationList{l}, RequireCRL: require,
+		})
+		return err
+	}
+	other := big.NewInt(4711)
+	wantClass(t, verify(list(other, nil, nil), true), certs.Unknown)
+	for _, arc := range []int{27, 28, 99} { // deltaCRLIndicator, issuingDistributionPoint, nobody's
+		critical := []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, arc}, Critical: true, Value: []byte{0x30, 0}}}
+		for _, l := range []*x509.RevocationList{list(other, critical, nil), list(other, nil, critical)} {
+			wantClass(t, verify(l, true), certs.CRLMissing)
+			wantClass(t, verify(l, false), certs.Unknown)
+		}
+		for _, l := range []*x509.RevocationList{list(leaf.SerialNumber, critical, nil), list(leaf.SerialNumber, nil, critical)} {
+			wantClass(t, verify(l, true), certs.Revoked)
+			wantClass(t, verify(l, false), certs.Revoked)
+		}
+	}
 }

@@ -230,6 +230,7 @@ type flow struct {
 	quit  chan struct{}
 	done  chan struct{}
 	inner int // index of the family in ourInner
+	first int // sequence number of the ping before our first one
 }
 
 // flow begins to ping both ways, every 5 ms, from strongSwan's side through the kernel and its TUN device.
@@ -239,6 +240,11 @@ func (sc *scene) flow(t *testing.T, v6 bool) *flow {
 	if v6 {
 		f.inner = 1
 	}
+	p := sc.d.data
+	p.mu.Lock()
+	f.first = int(p.seq)
+	clear(p.asked)
+	p.mu.Unlock()
 	our, their := ourInner[f.inner], theirInner[f.inner]
 	if sc.ourInner != nil {
 		our = sc.ourInner[f.inner]
@@ -304,7 +310,7 @@ func (f *flow) stop(t *testing.T) (ourLost, ours, theirLost, theirs int) {
 		left, seq := len(p.asked), int(p.seq)
 		p.mu.Unlock()
 		if left == 0 || time.Now().After(end) {
-			return left, seq, max(0, sent-received-1), sent // the last one is still under way
+			return left, seq - f.first, max(0, sent-received-1), sent // the last one is still under way
 		}
 	}
 }

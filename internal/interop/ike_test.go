@@ -152,6 +152,7 @@ func newScene(t *testing.T, o sceneOptions) *scene {
 		sc.ourService, sc.theirService = issue(service, "ours.group-a.example", o.key, sc.ourDevice), issue(service, "theirs.group-a.example", o.key, sc.theirDevice)
 		if o.spoil != nil {
 			o.spoil(sc)
+			device, service = sc.ourDevice.ca, sc.ourService.ca
 		}
 		peer.LocalAuth = []ike.LocalAuth{sc.ourDevice.auth("device"), sc.ourService.auth("service")}
 		peer.RemoteAuth = []ike.RemoteAuth{
@@ -199,6 +200,21 @@ func (sc *scene) connect(t *testing.T, weInitiate bool) {
 		sc.ss.ctl("--initiate", "--child", "net")
 	}
 	sc.d.wait("the connection", func() bool { return len(sc.d.children) == 1 })
+}
+
+// versions runs a test with both strongSwans: 5.9.8, and 6 with ML-KEM in every key exchange. Two rounds of
+// certificates.
+func versions(t *testing.T, test func(t *testing.T, o sceneOptions)) {
+	t.Helper()
+	t.Run("5.9", func(t *testing.T) { test(t, sceneOptions{ike: classicalIKE, esp: classicalESP, key: labca.P256}) })
+	t.Run("6", func(t *testing.T) { test(t, sceneOptions{six: true, ike: hybridIKE, esp: hybridESP, key: labca.P256}) })
+}
+
+// roles runs a test with strongSwan as the responder and as the initiator.
+func roles(t *testing.T, test func(t *testing.T, weInitiate bool)) {
+	t.Helper()
+	t.Run("responds", func(t *testing.T) { test(t, true) })
+	t.Run("initiates", func(t *testing.T) { test(t, false) })
 }
 
 // life rekeys a standing connection from both ends, while data flows both ways, and ends it
@@ -315,6 +331,70 @@ func TestStrongSwanInitiator(t *testing.T) {
 			sc.life(t, false)
 		})
 	}
+}
+
+// TestStrongSwanSingle: one round of certificates.
+func TestStrongSwanSingle(t *testing.T) {
+	versions(t, func(t *testing.T, o sceneOptions) {
+		roles(t, func(t *testing.T, weInitiate bool) {
+			o.single = true
+			sc := newScene(t, o)
+			sc.connect(t, weInitiate)
+			if i, _ := sc.d.only(); len(i.RemoteIDs) != 1 || i.RemoteIDs[0] != sc.theirDevice.id() {
+				t.Errorf("proved: %v", i.RemoteIDs)
+			}
+			sc.life(t, weInitiate)
+		})
+	})
+}
+
+// TestStrongSwanIPv6: nothing but IPv6 between the two, IPv4 and IPv6 in the tunnel.
+func TestStrongSwanIPv6(t *testing.T) {
+	versions(t, func(t *testing.T, o sceneOptions) {
+		roles(t, func(t *testing.T, weInitiate bool) {
+			o.way.v6, o.inner6 = true, true
+			sc := newScene(t, o)
+			sc.connect(t, weInitiate)
+			if i, c := sc.d.only(); !i.Path.Remote.Addr().Is6() || len(c.LocalTS) != 2 || len(c.RemoteTS) != 2 {
+				t.Errorf("path %v, selectors %v and %v", i.Path, c.LocalTS, c.RemoteTS)
+			}
+			f := sc.flow(t, false)
+			f.both("IPv4")
+			f.lossless(t)
+			sc.v6 = true
+			sc.life(t, weInitiate)
+		})
+	})
+}
+
+// TestStrongSwanFragments: both ends cut IKE_AUTH, the one by 600 octets, the other by 700, and put
+// together again what the other one cut; and where strongSwan does not do it, we do not.
+func TestStrongSwanFragments(t *testing.T) {
+	versions(t, func(t *testing.T, o sceneOptions) {
+		roles(t, func(t *testing.T, weInitiate bool) {
+			o.key, o.charon = labca.RSA2048, "fragment_size = 700\n"
+			o.config = func(c *ike.Config) { c.FragmentSize = 600 }
+			sc := newScene(t, o)
+			sc.connect(t, weInitiate)
+			sc.life(t, weInitiate)
+			cut, whole := sc.ss.said("splitting IKE message"), sc.ss.said("reassembled fragmented IKE message")
+			if cut < 2 || whole < 2 {
+				t.Errorf("strongSwan cut %d messages and put %d together", cut, whole)
+			}
+		})
+		t.Run("strongSwan does not", func(t *testing.T) {
+			if o.six {
+				o.ike, o.esp = classicalIKE, classicalESP
+			}
+			o.key, o.charon, o.more = labca.RSA2048, "fragment_size = 700\n", "fragmentation = no"
+			sc := newScene(t, o)
+			sc.connect(t, true)
+			sc.life(t, true)
+			if n := sc.ss.said("EF("); n > 0 {
+				t.Errorf("%d fragments", n)
+			}
+		})
+	})
 }
 
 // TestStrongSwanRefused: strongSwan as the initiator that must not come up, and the words of our

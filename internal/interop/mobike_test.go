@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	"wardgate/ike"
-	"wardgate/internal/labca"
 )
 
 // reach gives us another address, at which the driver listens too.
@@ -28,38 +27,38 @@ func (sc *scene) uses(what string, our, their netip.Addr) {
 	})
 }
 
-var mobikeScene = sceneOptions{
-	ike: "aes256gcm16-prfsha384-x25519", esp: "aes256gcm16-x25519", key: labca.P256, mobike: true,
-	peer: func(c *ike.PeerConfig) { c.Mobike, c.Local = true, netip.Addr{} },
-	edit: anyAddress,
-}
-
-// TestStrongSwanMobike: who initiated moves to another address, and back; the other one follows. Rekeys
-// of both ends go on there.
+// TestStrongSwanMobike: who initiated moves to another address, and back; the other one follows, and the
+// data with it. Rekeys of both ends go on there.
 func TestStrongSwanMobike(t *testing.T) {
 	ours, theirs := netip.MustParseAddr("198.18.7.11"), netip.MustParseAddr("198.18.7.12")
-	t.Run("we move", func(t *testing.T) {
-		sc := newScene(t, mobikeScene)
-		sc.reach(t, ours)
-		sc.d.ep.AddressChanged([]netip.Addr{sc.w.our})
-		if err := sc.d.ep.Initiate("clinic", "net"); err != nil {
-			t.Fatal(err)
-		}
-		sc.uses("the connection", sc.w.our, sc.w.their)
-		sc.d.ep.AddressChanged([]netip.Addr{ours})
-		sc.uses("the move", ours, sc.w.their)
-		sc.follows(t, "198.18.7.11")
-		sc.d.ep.AddressChanged([]netip.Addr{sc.w.our, ours})
-		sc.life(t, true)
-	})
-	t.Run("strongSwan moves", func(t *testing.T) {
-		sc := newScene(t, mobikeScene)
-		sc.d.ep.AddressChanged([]netip.Addr{sc.w.our})
-		sc.ss.ctl("--initiate", "--child", "net")
-		sc.uses("the connection", sc.w.our, sc.w.their)
-		run(t, "ip", "-n", sc.w.theirs, "addr", "add", theirs.String()+"/25", "dev", "eth0") // a net of its own, which stays
-		run(t, "ip", "-n", sc.w.theirs, "addr", "del", sc.w.their.String()+"/24", "dev", "eth0")
-		sc.uses("strongSwan's move", sc.w.our, theirs)
-		sc.life(t, false)
+	versions(t, func(t *testing.T, o sceneOptions) {
+		o.mobike, o.edit = true, anyAddress
+		o.peer = func(c *ike.PeerConfig) { c.Mobike, c.Local = true, netip.Addr{} }
+		t.Run("we move", func(t *testing.T) {
+			sc := newScene(t, o)
+			sc.reach(t, ours)
+			sc.d.ep.AddressChanged([]netip.Addr{sc.w.our})
+			sc.connect(t, true)
+			f := sc.flow(t, false)
+			f.both("before")
+			sc.uses("the connection", sc.w.our, sc.w.their)
+			sc.d.ep.AddressChanged([]netip.Addr{ours})
+			sc.uses("the move", ours, sc.w.their)
+			sc.follows(t, "198.18.7.11")
+			f.both("there")
+			f.stop(t)
+			sc.d.ep.AddressChanged([]netip.Addr{sc.w.our, ours})
+			sc.life(t, true)
+		})
+		t.Run("strongSwan moves", func(t *testing.T) {
+			sc := newScene(t, o)
+			sc.d.ep.AddressChanged([]netip.Addr{sc.w.our})
+			sc.connect(t, false)
+			sc.uses("the connection", sc.w.our, sc.w.their)
+			run(t, "ip", "-n", sc.w.theirs, "addr", "add", theirs.String()+"/25", "dev", "eth0") // a net of its own, which stays
+			run(t, "ip", "-n", sc.w.theirs, "addr", "del", sc.w.their.String()+"/24", "dev", "eth0")
+			sc.uses("strongSwan's move", sc.w.our, theirs)
+			sc.life(t, false)
+		})
 	})
 }

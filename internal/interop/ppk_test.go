@@ -62,9 +62,9 @@ func TestStrongSwanPPK(t *testing.T) {
 		{"theirs alone", ppkUse{theirs: true}},
 	} {
 		for _, o := range []sceneOptions{
-			{ike: "aes256gcm16-prfsha384-x25519", esp: "aes256gcm16-x25519", key: labca.P256},
+			{ike: classicalIKE, esp: classicalESP, key: labca.P256},
 			{ike: "aes256gcm16-prfsha384-x25519", esp: "aes256gcm16", psk: true},
-			{six: true, ike: "aes256gcm16-prfsha384-x25519-ke1_mlkem768", esp: "aes256gcm16-x25519-ke1_mlkem768", key: labca.P256},
+			{six: true, ike: hybridIKE, esp: hybridESP, key: labca.P256},
 			{six: true, ike: "aes256gcm16-prfsha384-x25519", esp: "aes256gcm16", psk: true},
 		} {
 			for _, weInitiate := range []bool{true, false} {
@@ -95,34 +95,29 @@ func TestStrongSwanPPK(t *testing.T) {
 	}
 }
 
-// TestStrongSwanPPKRequired: who requires a PPK that the other end has not.
+// TestStrongSwanPPKRequired: who requires a PPK that the other end has not. Nothing comes up.
 func TestStrongSwanPPKRequired(t *testing.T) {
-	base := sceneOptions{ike: "aes256gcm16-prfsha384-x25519", esp: "aes256gcm16", psk: true}
-	t.Run("we require, and respond", func(t *testing.T) {
-		o := base
-		o.ppk = ppkUse{ours: true, weRequire: true}
-		sc := newScene(t, o)
-		if out, err := sc.ss.try("--initiate", "--child", "net", "--timeout", "10"); err == nil {
-			t.Errorf("strongSwan came up:\n%s", out)
-		}
-		sc.d.wait("the refusal", func() bool { return len(sc.d.refusals) == 1 && sc.d.refusals[0].Code == ike.CodePPK })
-	})
-	t.Run("we require, and initiate", func(t *testing.T) {
-		o := base
-		o.ppk = ppkUse{ours: true, weRequire: true}
-		sc := newScene(t, o)
-		if err := sc.d.ep.Initiate("clinic", "net"); err != nil {
-			t.Fatal(err)
-		}
-		sc.d.wait("the refusal", func() bool { return len(sc.d.refusals) == 1 && sc.d.refusals[0].Code == ike.CodePPK })
-	})
-	t.Run("they require, and respond", func(t *testing.T) {
-		o := base
-		o.ppk = ppkUse{theirs: true, theyRequire: true}
-		sc := newScene(t, o)
-		if err := sc.d.ep.Initiate("clinic", "net"); err != nil {
-			t.Fatal(err)
-		}
-		sc.d.wait("the refusal", func() bool { return len(sc.d.refusals) == 1 && sc.d.refusals[0].Code == ike.CodePeerRefused })
+	versions(t, func(t *testing.T, o sceneOptions) {
+		roles(t, func(t *testing.T, weInitiate bool) {
+			t.Run("we require", func(t *testing.T) {
+				o.ppk = ppkUse{ours: true, weRequire: true}
+				sc := newScene(t, o)
+				sc.refused(t, weInitiate)
+				if len(sc.d.refusals) != 1 || sc.d.refusals[0].Code != ike.CodePPK {
+					t.Errorf("we say %+v", sc.d.refusals)
+				}
+			})
+			t.Run("they require", func(t *testing.T) {
+				o.ppk = ppkUse{theirs: true, theyRequire: true}
+				sc := newScene(t, o)
+				sc.refused(t, weInitiate)
+				if weInitiate && (len(sc.d.refusals) != 1 || sc.d.refusals[0].Code != ike.CodePeerRefused) {
+					t.Errorf("we say %+v", sc.d.refusals)
+				}
+				if sc.ss.said("PPK") == 0 {
+					t.Error("strongSwan does not say why")
+				}
+			})
+		})
 	})
 }

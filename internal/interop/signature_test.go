@@ -9,14 +9,17 @@ import (
 	"wardgate/internal/labca"
 )
 
-// said tells how often charon wrote a text into its log.
-func (s *strongswan) said(text string) int {
+// log returns what charon has written.
+func (s *strongswan) log() string {
 	log, err := os.ReadFile(filepath.Join(s.root+s.dir, "charon.log"))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return strings.Count(string(log), text)
+	return string(log)
 }
+
+// said tells how often charon wrote a text into its log.
+func (s *strongswan) said(text string) int { return strings.Count(s.log(), text) }
 
 // TestStrongSwanSignatures: RSASSA-PSS and Ed25519 in both directions (RFC 7427, RFC 8420), both
 // roles, two rounds each.

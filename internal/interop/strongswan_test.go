@@ -61,14 +61,15 @@ func (s *strongswan) command(env []string, args ...string) *exec.Cmd {
 // listed. ESP is kernel-libipsec, in user space, which always claims a NAT. settings are more of charon's.
 func startStrongSwan(t *testing.T, w *wire, root, settings string) *strongswan {
 	t.Helper()
-	s := &strongswan{t: t, root: root, dir: t.TempDir()}
+	// Not t.TempDir: with the test's name in it the socket's path may become too long.
+	s := &strongswan{t: t, root: root, dir: filepath.Join(os.TempDir(), w.theirs)}
 	if root != "" {
 		s.dir = "/run/" + w.theirs
-		if err := os.MkdirAll(root+s.dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = os.RemoveAll(root + s.dir) })
 	}
+	if err := os.MkdirAll(root+s.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(root + s.dir) })
 	for _, d := range []string{"x509", "x509ca", "x509ocsp", "x509aa", "x509ac", "x509crl", "pubkey", "private", "rsa", "ecdsa", "bliss", "pkcs8", "pkcs12"} {
 		if err := os.Mkdir(filepath.Join(s.root+s.dir, d), 0o700); err != nil {
 			t.Fatal(err)
@@ -114,12 +115,12 @@ swanctl {
 			t.Logf("swanctl said:\n%s\ncharon said:\n%s", s.load, log)
 		}
 	})
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if _, err := s.try("--version", "--daemon"); err == nil {
 			return s
 		}
 		if time.Now().After(end) {
-			t.Fatal("charon did not come up within 10 s")
+			t.Fatal("charon did not come up within 30 s")
 		}
 	}
 }
@@ -189,7 +190,7 @@ func (s *strongswan) counts() (ikes, children int) {
 // wait polls until strongSwan has so many SAs.
 func (s *strongswan) wait(ikes, children int) {
 	s.t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		i, c := s.counts()
 		if i == ikes && c == children {
 			return
