@@ -130,22 +130,36 @@ func TestForgedSignatures(t *testing.T) {
 }
 
 // TestProofsOfOthers: an AUTH that is good elsewhere: the other end's own, sent back, and that of the round
-// before.
+// before. With a pre-shared key both ends have the same key, and here the same identity too.
 func TestProofsOfOthers(t *testing.T) {
 	t.Parallel()
+	twins := func(c *ike.PeerConfig) {
+		psk(c)
+		c.LocalAuth[0].ID, c.RemoteAuth[0].IDs = fqdn("twin.example"), []ike.Identity{fqdn("twin.example")}
+	}
+	twoRounds := func(c *ike.PeerConfig) {
+		twins(c)
+		c.LocalAuth, c.RemoteAuth = append(c.LocalAuth, c.LocalAuth[0]), append(c.RemoteAuth, c.RemoteAuth[0])
+		c.LocalAuth[1].PSK, c.RemoteAuth[1].PSK = []byte("another secret"), []byte("another secret")
+	}
 	for _, c := range []struct {
 		name     string
+		both     func(*ike.PeerConfig)
 		take, at uint32 // message IDs
 		from, by int    // whose AUTH, who sends it again
 	}{
-		{"the initiator's, by the responder", 1, 1, 0, 1},
-		{"the initiator's of round 2, by the responder", 2, 2, 0, 1},
-		{"of round 1 again, by the initiator", 1, 2, 0, 0},
-		{"of round 1 again, by the responder", 1, 2, 1, 1},
+		{"the initiator's, by the responder", nil, 1, 1, 0, 1},
+		{"the initiator's of round 2, by the responder", nil, 2, 2, 0, 1},
+		{"of round 1 again, by the initiator", nil, 1, 2, 0, 0},
+		{"of round 1 again, by the responder", nil, 1, 2, 1, 1},
+		{"pre-shared key, the initiator's, by the responder", twins, 1, 1, 0, 1},
+		{"pre-shared keys, the initiator's of round 2, by the responder", twoRounds, 2, 2, 0, 1},
+		{"pre-shared keys, of round 1 again, by the initiator", twoRounds, 1, 2, 0, 0},
+		{"pre-shared keys, of round 1 again, by the responder", twoRounds, 1, 2, 1, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			p := newPair(t, pairOptions{ea: whole, eb: whole})
+			p := newPair(t, pairOptions{ea: whole, eb: whole, both: c.both})
 			nodes := []*iketest.Node{p.a, p.b}
 			var stolen *message.Auth
 			p.w.Tap = func(f, _ netip.AddrPort, msg []byte) bool {
@@ -693,6 +707,45 @@ func TestWireSaysNothing(t *testing.T) {
 			}
 			if len(p.b.Refusals) != 1 || p.b.Refusals[0].Text == "" {
 				t.Errorf("B's record: %s", texts(p.b.Refusals))
+			}
+		})
+	}
+}
+
+// TestBothSidesAreOnRecord: where two ends do not agree, the record of each says exactly in what, its own side and
+// the other one's next to each other.
+func TestBothSidesAreOnRecord(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		edit func(*pair)
+		want [2][]string // of A's record, of B's
+	}{
+		"IKE proposals": {
+			func(p *pair) { p.cb.Proposals = proposals(t, suite.ProtocolIKE, "aes128-sha256-ecp256") },
+			[2][]string{{"aes256gcm16-prfsha384-x25519", "NO_PROPOSAL_CHOSEN"}, {"aes256gcm16-prfsha384-x25519", "aes128-sha256"}},
+		},
+		"ESP proposals": {
+			func(p *pair) { p.cb.Children[0].Proposals = proposals(t, suite.ProtocolESP, "aes128-sha256") },
+			[2][]string{{"aes256gcm16", "NO_PROPOSAL_CHOSEN"}, {"aes256gcm16", "aes128-sha256"}},
+		},
+		"selectors": {
+			func(p *pair) { p.cb.Children[0].RemoteTS = prefix("10.7.0.0/24") },
+			[2][]string{{"10.1.0.0", "10.2.0.0", "TS_UNACCEPTABLE"}, {"10.1.0.0", "10.7.0.0"}},
+		},
+		"identity": {
+			func(p *pair) { p.cb.RemoteAuth[0].IDs = []ike.Identity{fqdn("x.devices.example")} },
+			[2][]string{{"AUTHENTICATION_FAILED"}, {"a.devices.example", "x.devices.example"}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, pairOptions{edit: c.edit})
+			initiate(t, p.a, "a-b")
+			p.w.For(time.Minute)
+			for i, n := range []*iketest.Node{p.a, p.b} {
+				if got := texts(n.Refusals); !containsAll(got, c.want[i]...) {
+					t.Errorf("%s: %s, want %q in it", n.Name, got, c.want[i])
+				}
 			}
 		})
 	}
