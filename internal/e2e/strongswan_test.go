@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"wardgate/internal/lab"
+	"wardgate/internal/testvectors"
 	"wardgate/policy"
 	"wardgate/router/control"
 )
@@ -36,16 +38,30 @@ func needStrongSwan(t *testing.T) {
 type swanCase struct {
 	name     string
 	ike, esp string
+	tree     string // of strongSwan 6 (internal/interop/strongswan6.sh); empty: the machine's 5.9.8
 }
 
-// A's wardgated against B's strongSwan 5.9.8 (ESP in user space, always in UDP): two rounds of
-// certificates on both sides; strongSwan and wardgated as initiator; rekeyed from both sides
-// while 10,000 pings and a TCP transfer cross without loss; deleted from both sides.
+// strongSwan6 is the tree of a strongSwan with ML-KEM.
+func strongSwan6(t *testing.T) string {
+	t.Helper()
+	tree := filepath.Join(testvectors.Root(), "build/tools/.strongswan6")
+	if _, err := os.Stat(tree + "/.complete"); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("%v: run .ci/install", err)
+		}
+		t.Skipf("%v: run .ci/install", err)
+	}
+	return tree
+}
+
+// A's wardgated against B's strongSwan, 5.9.8 and 6.1 with ML-KEM in every key exchange (ESP in user space,
+// always in UDP): two rounds of certificates on both sides; strongSwan and wardgated as initiator; rekeyed
+// from both sides while 10,000 pings and a TCP transfer cross without loss; deleted from both sides.
 func TestStrongSwan(t *testing.T) {
 	needStrongSwan(t)
 	for _, c := range []swanCase{
-		{"x25519", "aes256gcm16-prfsha384-x25519", "aes256gcm16-x25519"},
-		{"p256", "aes128gcm16-prfsha256-ecp256", "aes128gcm16-ecp256"},
+		{"p256", "aes128gcm16-prfsha256-ecp256", "aes128gcm16-ecp256", ""},
+		{"mlkem", "aes256gcm16-prfsha384-x25519-ke1_mlkem768", "aes256gcm16-x25519-ke1_mlkem768", strongSwan6(t)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h, s := meet(t, "e2e-swan-"+c.name, c, nil)
@@ -90,6 +106,9 @@ func TestStrongSwan(t *testing.T) {
 			t.Logf("rekeyed by strongSwan: %+v, by wardgated: %+v", mine, theirs)
 			if mine.child == 0 || mine.ike == 0 || theirs.child == 0 || theirs.ike == 0 {
 				t.Errorf("rekeyed by strongSwan %+v, by wardgated %+v; want each of CHILD and IKE SA by each side\n%s", mine, theirs, s.Log())
+			}
+			if n := strings.Count(s.Log(), "parsed IKE_FOLLOWUP_KE response"); (n >= mine.child+mine.ike-1) != (c.tree != "") {
+				t.Errorf("%d answers to IKE_FOLLOWUP_KE", n)
 			}
 			// wardgated deletes.
 			_, err = h.A.Wardgate(ctx, "down", "a-b")
@@ -140,7 +159,12 @@ func meet(t *testing.T, name string, c swanCase, token *lab.StrongSwanToken, cha
 	if token != nil {
 		token.Env = h.B.Env()
 	}
-	s, err := h.Lab.StartStrongSwan(ctx, h.B.Router, "swan-b", token)
+	var s *lab.StrongSwan
+	if c.tree != "" {
+		s, err = h.Lab.StartStrongSwanOf(ctx, h.B.Router, c.tree, "swan-b")
+	} else {
+		s, err = h.Lab.StartStrongSwan(ctx, h.B.Router, "swan-b", token)
+	}
 	must(t, err)
 	if token == nil {
 		id, err := h.Provider.Forge(h.B, lab.GroupA, nil)

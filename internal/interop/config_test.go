@@ -18,7 +18,9 @@ var configVariants = []sceneOptions{
 	{six: true, ike: hybridIKE, esp: classicalESP, psk: true, inner6: true},
 }
 
-func (o sceneOptions) version() string { return map[bool]string{true: "6/", false: "5.9/"}[o.six] + o.name() }
+func (o sceneOptions) version() string {
+	return map[bool]string{true: "6/", false: "5.9/"}[o.six] + o.name()
+}
 
 func both(v4, v6 string) []ike.Selector { return append(ts(v4), ts(v6)...) }
 

@@ -40,7 +40,7 @@ func (l *Lab) strongSwanPair(ctx context.Context, p *Pair) error {
 			return err
 		}
 		var err error
-		if ss[i], err = l.startCharon(ctx, n, name, "aesni", "", 1, nil); err != nil {
+		if ss[i], err = l.startCharon(ctx, n, name, "", "aesni", "", 1, nil); err != nil {
 			return err
 		}
 		p.Daemons = append(p.Daemons, ss[i].p)

@@ -69,20 +69,27 @@ type StrongSwanToken struct {
 
 // StartStrongSwan starts charon in a namespace. name is the folder of its state.
 func (l *Lab) StartStrongSwan(ctx context.Context, n *Netns, name string, token *StrongSwanToken) (*StrongSwan, error) {
-	return l.startCharon(ctx, n, name, "", "", 1, token)
+	return l.startCharon(ctx, n, name, "", "", "", 1, token)
+}
+
+// StartStrongSwanOf starts the charon of a tree (internal/interop/strongswan6.sh), which sees its own
+// state under the same path.
+func (l *Lab) StartStrongSwanOf(ctx context.Context, n *Netns, tree, name string) (*StrongSwan, error) {
+	return l.startCharon(ctx, n, name, tree, "", "", 1, nil)
 }
 
 // StartLoadedStrongSwan starts charon for a load test: it logs next to nothing, and has settings of
 // its own besides (lines of the section charon-systemd).
 func (l *Lab) StartLoadedStrongSwan(ctx context.Context, n *Netns, name, settings string, token *StrongSwanToken) (*StrongSwan, error) {
-	return l.startCharon(ctx, n, name, "", settings, 0, token)
+	return l.startCharon(ctx, n, name, "", "", settings, 0, token)
 }
 
 // Process is the daemon's.
 func (s *StrongSwan) Process() *Process { return s.p }
 
-// startCharon starts charon with plugins that come before all others, more settings, and a log level.
-func (l *Lab) startCharon(ctx context.Context, n *Netns, name, first, settings string, level int, token *StrongSwanToken) (*StrongSwan, error) {
+// startCharon starts charon, of the machine or of a tree, with plugins that come before all others, more
+// settings, and a log level.
+func (l *Lab) startCharon(ctx context.Context, n *Netns, name, tree, first, settings string, level int, token *StrongSwanToken) (*StrongSwan, error) {
 	s := &StrongSwan{Dir: l.Path(name), lab: l}
 	s.conf = filepath.Join(s.Dir, "swanctl.conf")
 	for _, d := range []string{"x509", "x509ca", "x509ocsp", "x509aa", "x509ac", "x509crl", "pubkey", "private", "rsa", "ecdsa", "bliss", "pkcs8", "pkcs12"} {
@@ -104,7 +111,15 @@ func (l *Lab) startCharon(ctx context.Context, n *Netns, name, first, settings s
 	if err := os.WriteFile(filepath.Join(s.Dir, "strongswan.conf"), fmt.Appendf(nil, strongswanConf, s.Dir, plugin, section, first, settings, level), 0o600); err != nil {
 		return nil, err
 	}
-	p, err := l.Start(n, "charon-"+name, env, charonPath)
+	argv := []string{charonPath}
+	if tree != "" {
+		inside := filepath.Join(tree, s.Dir)
+		if err := os.MkdirAll(inside, 0o700); err != nil {
+			return nil, err
+		}
+		argv = []string{"unshare", "--mount", "sh", "-c", `mount --bind "$1" "$2" && exec chroot "$3" "$4"`, "sh", s.Dir, inside, tree, charonPath}
+	}
+	p, err := l.Start(n, "charon-"+name, env, argv...)
 	if err != nil {
 		return nil, err
 	}
