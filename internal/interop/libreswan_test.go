@@ -120,7 +120,7 @@ func (p *pluto) connect(t *testing.T, c plutoCase) *driver {
 		peer.Children = append(peer.Children, ike.ChildConfig{Name: "net6", LocalTS: ts("fd00:1::/64"), RemoteTS: ts("fd00:2::/64"), Proposals: esp})
 		add(c.name+"6", "leftsubnet=fd00:2::/64", "rightsubnet=fd00:1::/64")
 	}
-	return p.driver(t, peer)
+	return p.driver(t, nil, peer)
 }
 
 // establish has one end set up the connection's first CHILD SA.
@@ -158,6 +158,7 @@ var plutoCases = []plutoCase{
 // TestLibreswan: libreswan 4.10 whose packets its kernel carries, in both roles, with all keys changed by
 // either end while packets cross.
 func TestLibreswan(t *testing.T) {
+	t.Parallel() // it mostly waits for another kernel
 	p := newPluto(t)
 	var names []string
 	for i := range 150 {
@@ -192,7 +193,7 @@ func TestLibreswan(t *testing.T) {
 // life changes all keys from both ends while packets cross.
 func (p *pluto) life(t *testing.T, d *driver, c plutoCase) {
 	t.Helper()
-	stop := p.flow(t, d)
+	stop := p.flow(t, d, false)
 	defer stop()
 	_, child := d.only()
 	replaced := func(what string) {
