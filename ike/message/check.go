@@ -99,10 +99,10 @@ var (
 	intermediateRules = []rule{{PayloadKE, 0, 1, ungrouped}, {PayloadCERTREQ, 0, many, ungrouped}}
 )
 
-// forms is the table of legal payloads (RFC 7296, appendix C; RFC 4739, section 2).
+// forms is the table of legal payloads (RFC 7296, appendix C; RFC 4739, section 2; RFC 8019, section 7.1.2).
 var forms = [...]form{
 	FormIKESAInitRequest: {name: "IKE_SA_INIT request", rules: []rule{
-		{PayloadSA, 1, 1, groupSA}, {PayloadKE, 1, 1, groupSA}, {PayloadNonce, 1, 1, groupSA},
+		{PayloadSA, 1, 1, groupSA}, {PayloadKE, 1, 1, groupSA}, {PayloadNonce, 1, 1, groupSA}, {PayloadPS, 0, 1, ungrouped},
 	}},
 	FormIKESAInitResponse: {name: "IKE_SA_INIT response", response: true, rules: []rule{
 		{PayloadSA, 1, 1, groupSA}, {PayloadKE, 1, 1, groupSA}, {PayloadNonce, 1, 1, groupSA}, {PayloadCERTREQ, 0, many, ungrouped},

@@ -19,7 +19,8 @@ var (
 	ErrIsFragment = errors.New("message: is a fragment (SKF); want a whole message (SK)")
 	// ErrNotFragment says that the message is no fragment: use Open.
 	ErrNotFragment = errors.New("message: is a whole message (SK); want a fragment (SKF)")
-	// ErrClearPayload says that payloads stand in clear beside the Encrypted payload. No exchange
+	// ErrClearPayload says that payloads stand in clear beside the Encrypted payload. Only the
+	// solution of a puzzle may, and no other exchange
 	// known to Wardgate does that (RFC 7383, section 2.5.3), and they are not authenticated.
 	ErrClearPayload = errors.New("message: unprotected payloads beside the Encrypted payload; refuse the message")
 	// ErrDatagramSize says that the maximum datagram size leaves no room for any content.

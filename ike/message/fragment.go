@@ -31,20 +31,26 @@ func MaxMessageSize(maxDatagram int, ipv6, natT bool) int {
 // Protector's.
 func (in Inner) Fragments(h Header, p Protector, maxMessage int) ([][]byte, error) {
 	chunk := chunkSize(p, maxMessage)
-	if chunk <= 0 {
+	first := chunk
+	if n := clearLen(in.Solution); n > 0 { // RFC 7383, section 2.5.3
+		first = chunkSize(p, maxMessage-n)
+	}
+	if first <= 0 {
 		return nil, ErrDatagramSize
 	}
-	total := max((len(in.Plain)+chunk-1)/chunk, 1)
+	rest := max(len(in.Plain)-first, 0)
+	total := 1 + (rest+chunk-1)/chunk
 	if total > MaxFragments {
 		return nil, &EncodeError{Payload: PayloadSKF, Field: "number of fragments", Want: "at most 255; raise the datagram size", Got: total}
 	}
 	out := make([][]byte, 0, total)
 	for i := range total {
 		e := Encrypted{Number: uint16(i + 1), Total: uint16(total)}
+		from, to, ps := first+(i-1)*chunk, first+i*chunk, (*PuzzleSolution)(nil)
 		if i == 0 {
-			e.First = in.First
+			from, ps, e.First = 0, in.Solution, in.First
 		}
-		b, err := appendSealed(nil, h, e, in.Plain[i*chunk:min((i+1)*chunk, len(in.Plain))], p)
+		b, err := appendSealed(nil, h, e, in.Plain[from:min(to, len(in.Plain))], p, ps)
 		if err != nil {
 			return nil, err
 		}

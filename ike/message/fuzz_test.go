@@ -93,7 +93,7 @@ func FuzzPayloads(f *testing.F) {
 	f.Add(byte(message.PayloadEAP), false, unhex("01010009 0161626364"))
 	f.Add(byte(message.PayloadTSr), false, unhex("02000000 08000028 0000ffff"+
 		"20010db8000000000000000000000000 20010db80000000000000000000000ff 0a000008 00010203"))
-	f.Add(byte(message.PayloadPS), true, []byte{1})
+	f.Add(byte(message.PayloadPS), true, []byte{1, 2, 3, 4})
 	f.Fuzz(func(t *testing.T, typ byte, critical bool, body []byte) {
 		p, err := message.ParseBody(message.PayloadType(typ), critical, body)
 		if err != nil {

@@ -79,7 +79,8 @@ func finish(dst []byte, start int, first PayloadType) ([]byte, error) {
 }
 
 // CheckOuter checks that the message is protected as its exchange demands: IKE_SA_INIT and
-// IKE_SESSION_RESUME entirely in clear, everything else entirely in an SK or SKF payload.
+// IKE_SESSION_RESUME entirely in clear, everything else entirely in an SK or SKF payload, with the
+// exception of a puzzle's solution in an IKE_AUTH request (see Solution).
 // Errors: ErrNotEncrypted (the message may still be an unprotected error answer, a hint at
 // best: RFC 7296, section 2.21), ErrClearPayload, *CheckError.
 func (m *Message) CheckOuter() error {
@@ -92,10 +93,21 @@ func (m *Message) CheckOuter() error {
 	if m.Encrypted == nil {
 		return ErrNotEncrypted
 	}
-	if len(m.Payloads) > 0 {
+	if len(m.Payloads) > 0 && m.Solution() == nil {
 		return ErrClearPayload
 	}
 	return nil
+}
+
+// Solution returns the Puzzle Solution payload that is all that stands in clear in an IKE_AUTH request,
+// in its first fragment if it has several (RFC 8019, section 7.2.2); nil: there is none. What it says
+// is covered by the ICV, but has to be judged before that.
+func (m *Message) Solution() *PuzzleSolution {
+	if m.Exchange != ExchangeIKEAuth || m.IsResponse() || m.Encrypted == nil || m.Encrypted.Number > 1 || len(m.Payloads) != 1 {
+		return nil
+	}
+	ps, _ := m.Payloads[0].(*PuzzleSolution)
+	return ps
 }
 
 func (m *Message) initForm() Form {

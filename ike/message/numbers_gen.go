@@ -62,7 +62,7 @@ const (
 	PayloadCP       PayloadType = 47 // CP (RFC 7296, section 3.15)
 	PayloadEAP      PayloadType = 48 // EAP (RFC 7296, section 3.16)
 	PayloadSKF      PayloadType = 53 // SKF (RFC 7383)
-	PayloadPS       PayloadType = 54 // PS (RFC 8019; not understood here)
+	PayloadPS       PayloadType = 54 // PS (RFC 8019)
 )
 
 // String returns the registered name, or the type and the number of an unregistered value.

@@ -1,8 +1,8 @@
 package message
 
 // Payload is one IKE payload. The implementations are pointers to the types of this package:
-// *SA, *KE, *ID, *Cert, *CertReq, *Auth, *Nonce, *Notify, *Delete, *VendorID, *TS, *CP, *EAP
-// and *Unknown. (SK and SKF are not among them: see Message.Encrypted.)
+// *SA, *KE, *ID, *Cert, *CertReq, *Auth, *Nonce, *Notify, *Delete, *VendorID, *TS, *CP, *EAP,
+// *PuzzleSolution and *Unknown. (SK and SKF are not among them: see Message.Encrypted.)
 type Payload interface {
 	// PayloadType returns the number that announces the payload.
 	PayloadType() PayloadType
@@ -129,6 +129,8 @@ func parseBody(t PayloadType, critical bool, r *reader) (Payload, error) {
 		p = parseCP(g, r)
 	case PayloadEAP:
 		p = parseEAP(g, r)
+	case PayloadPS:
+		p = parsePS(g, r)
 	default:
 		if critical {
 			return nil, &UnsupportedCriticalError{Type: t}

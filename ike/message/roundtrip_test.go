@@ -78,7 +78,10 @@ var genPayload = rapid.Custom(func(t *rapid.T) message.Payload {
 	g := genGeneric.Draw(t, "generic")
 	data := octets(0, 60).Draw(t, "data")
 	responder := rapid.Bool().Draw(t, "responder")
-	switch rapid.IntRange(0, 13).Draw(t, "payload") {
+	switch rapid.IntRange(0, 14).Draw(t, "payload") {
+	case 14:
+		n := rapid.IntRange(1, 64).Draw(t, "key")
+		return &message.PuzzleSolution{Generic: g, Data: octets(4*n, 4*n).Draw(t, "keys")}
 	case 0:
 		return &message.SA{Generic: g, Proposals: rapid.SliceOfN(genProposal, 1, 5).Draw(t, "proposals")}
 	case 1:
@@ -121,7 +124,7 @@ var genPayload = rapid.Custom(func(t *rapid.T) message.Payload {
 	case 12:
 		return &message.EAP{Generic: g, Code: message.EAPCode(rapid.Byte().Draw(t, "code")), Identifier: rapid.Byte().Draw(t, "identifier"), Data: data}
 	default:
-		return &message.Unknown{Type: message.PayloadType(rapid.SampledFrom([]int{1, 32, 49, 54, 128, 255}).Draw(t, "type")), Data: data}
+		return &message.Unknown{Type: message.PayloadType(rapid.SampledFrom([]int{1, 32, 49, 128, 255}).Draw(t, "type")), Data: data}
 	}
 })
 

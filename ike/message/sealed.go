@@ -98,6 +98,9 @@ type Inner struct {
 	First    PayloadType // type of the first payload, PayloadNone if there is none
 	Plain    []byte      // the encoded payloads
 	Payloads Payloads    // the parsed payloads
+	// Solution, where there is one, stands in clear in front of the Encrypted payload, in the first
+	// message if there are several (RFC 8019, section 7.2.2). What is received has it in Message.
+	Solution *PuzzleSolution
 	// Reserved is the second octet of the Encrypted payload's header as received, of the first
 	// fragment's where there are several; 0 in what we send. IntAuth covers it.
 	Reserved byte
@@ -188,31 +191,48 @@ func (e *notAuthenticError) Unwrap() []error { return []error{ErrNotAuthentic, e
 // AppendSealed appends to dst the whole message that carries in as one SK payload.
 // Errors: *EncodeError, ErrSealedLength, the Protector's.
 func (in Inner) AppendSealed(dst []byte, h Header, p Protector) ([]byte, error) {
-	return appendSealed(dst, h, Encrypted{First: in.First}, in.Plain, p)
+	return appendSealed(dst, h, Encrypted{First: in.First}, in.Plain, p, in.Solution)
 }
 
 // SealedSize returns the length in octets of the message that carries n octets in one SK
 // payload.
 func SealedSize(n int, p Protector) int { return HeaderLen + genericLen + p.SealedLen(n) }
 
-func appendSealed(dst []byte, h Header, e Encrypted, plain []byte, p Protector) ([]byte, error) {
+// clearLen is the length of what stands in clear in front of the Encrypted payload.
+func clearLen(ps *PuzzleSolution) int {
+	if ps == nil {
+		return 0
+	}
+	return genericLen + len(ps.Data)
+}
+
+func appendSealed(dst []byte, h Header, e Encrypted, plain []byte, p Protector, ps *PuzzleSolution) ([]byte, error) {
 	start := len(dst)
 	length := genericLen + p.SealedLen(len(plain))
 	if e.IsFragment() {
 		length += fragmentHeaderLen
 	}
-	if n := HeaderLen + length; n > MaxMessage {
-		return nil, &EncodeError{Payload: e.payloadType(), Field: "message length", Want: "at most 65535 octets", Got: n}
+	total := HeaderLen + clearLen(ps) + length
+	if total > MaxMessage {
+		return nil, &EncodeError{Payload: e.payloadType(), Field: "message length", Want: "at most 65535 octets", Got: total}
 	}
-	dst = slices.Grow(dst, HeaderLen+length)
-	dst = h.append(dst, e.payloadType(), HeaderLen+length)
+	dst = slices.Grow(dst, total)
+	if ps == nil {
+		dst = h.append(dst, e.payloadType(), total)
+	} else {
+		var err error
+		dst = h.append(dst, PayloadPS, total)
+		if _, dst, err = appendChain(dst, Payloads{ps}, e.payloadType()); err != nil {
+			return nil, err
+		}
+	}
 	dst = e.appendHeader(dst, length)
 	aad := dst[start:len(dst):len(dst)]
 	out, err := p.AppendSealed(dst, aad, plain)
 	if err != nil {
 		return nil, err
 	}
-	if len(out)-start != HeaderLen+length {
+	if len(out)-start != total {
 		return nil, ErrSealedLength
 	}
 	return out, nil
@@ -232,7 +252,7 @@ func Seal(h Header, ps Payloads, p Protector, maxMessage int) ([][]byte, error) 
 
 // Seal is the function Seal for content that is encoded already.
 func (in Inner) Seal(h Header, p Protector, maxMessage int) ([][]byte, error) {
-	if maxMessage > 0 && SealedSize(len(in.Plain), p) > maxMessage {
+	if maxMessage > 0 && SealedSize(len(in.Plain), p)+clearLen(in.Solution) > maxMessage {
 		return in.Fragments(h, p, maxMessage)
 	}
 	b, err := in.AppendSealed(nil, h, p)

@@ -56,7 +56,7 @@ var table = []enum{
 			{47, "CP", "CP", "", "RFC 7296, section 3.15"},
 			{48, "EAP", "EAP", "", "RFC 7296, section 3.16"},
 			{53, "SKF", "SKF", "", "RFC 7383"},
-			{54, "PS", "PS", "", "RFC 8019; not understood here"},
+			{54, "PS", "PS", "", "RFC 8019"},
 		},
 	},
 	{
