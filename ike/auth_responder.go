@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"wardgate/ike/message"
 	"wardgate/ike/suite"
@@ -372,7 +373,7 @@ func (sa *SA) refuseAuth(e *RefusedError) {
 // halfOpenExpired: the initiator did not finish in time.
 func (sa *SA) halfOpenExpired() {
 	h := sa.handshake
-	text := fmt.Sprintf("authentication was not done after %v", sa.cfg.HalfOpenTimeout)
+	text := fmt.Sprintf("authentication was not done after %v", sa.now.Sub(sa.begun).Round(time.Second))
 	if h.round > 0 {
 		sa.refuse(refused(CodeRoundMissing, h.round, nil, "authentication round %d never came within %v; rounds proved: %s", h.round+1, sa.cfg.HalfOpenTimeout, joinIDs(h.claimed[:min(h.round, len(h.claimed))])))
 	} else {

@@ -3,7 +3,6 @@ package ike
 import (
 	"cmp"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"math"
 	"net/netip"
@@ -46,6 +45,8 @@ type box struct {
 	contacts []contact
 	queues   map[string]wantMark // what WantQueues asked for last
 	gone     bool
+	lot      bool // let in by lot, see defence.go
+	reached  bool // its initiator has proved its address
 }
 
 // post hands an event to the IKE SA. Datagrams beyond a bound are dropped: they are repeated.
@@ -112,6 +113,8 @@ func (b *box) perform(a action) {
 		ep.cfg.Executor.RunSlow(func() {
 			b.post(evVerdict{job: a.job, verdicts: a.check(ep.cfg.Verify)})
 		})
+	case actSolve:
+		ep.solve(b, a)
 	case actTell:
 		a(ep.cfg.Owner)
 	case actStranger:
@@ -376,6 +379,7 @@ type host interface {
 	lease(LeaseQuery) (netip.Prefix, bool)
 	given(peer string) *NetConfig
 	keepGiven(peer string, n *NetConfig)
+	noteJunk()
 }
 
 var _ host = (*box)(nil)
@@ -388,7 +392,7 @@ func (ep *Endpoint) established(b *box, a actEstablished) {
 	var others []*box
 	b.up.Store(true)
 	ep.mu.Lock()
-	ep.unhalfLocked(b)
+	ep.unhalfLocked(b, true)
 	if !b.gone {
 		ep.addPeerLocked(a.peer, b)
 		ep.dropContactsLocked(b)
@@ -408,18 +412,6 @@ func (ep *Endpoint) established(b *box, a actEstablished) {
 	}
 }
 
-func (ep *Endpoint) unhalfLocked(b *box) {
-	if b.halfKey == nil {
-		return
-	}
-	delete(ep.half, *b.halfKey)
-	addr := b.halfKey.remote.Addr()
-	if ep.halfAddr[addr]--; ep.halfAddr[addr] <= 0 {
-		delete(ep.halfAddr, addr)
-	}
-	b.halfKey = nil
-}
-
 // remove forgets a closed IKE SA.
 func (ep *Endpoint) remove(b *box) {
 	if b.stopTimer != nil {
@@ -432,7 +424,7 @@ func (ep *Endpoint) remove(b *box) {
 		return
 	}
 	b.gone = true
-	ep.unhalfLocked(b)
+	ep.unhalfLocked(b, false)
 	ep.dropContactsLocked(b)
 	for _, s := range b.spis {
 		delete(ep.spis, s)
@@ -457,31 +449,6 @@ func (ep *Endpoint) remove(b *box) {
 	if ep.closed && len(ep.boxes) == 0 {
 		close(ep.idle)
 	}
-}
-
-// admitHalfOpen takes an IKE_SA_INIT request in: it makes the mailbox, or says which one already
-// has it, or why there is no room.
-func (ep *Endpoint) admitHalfOpen(p Path, spi uint64, make func(*box) *SA) (b *box, known bool, err error) {
-	key := halfKey{p.Remote, spi}
-	addr := p.Remote.Addr()
-	ep.mu.Lock()
-	defer ep.mu.Unlock()
-	switch {
-	case ep.closed:
-		return nil, false, ErrClosed
-	case ep.half[key] != nil:
-		return ep.half[key], true, nil
-	case len(ep.half) >= ep.cfg.MaxHalfOpen:
-		return nil, false, fmt.Errorf("%d IKE SAs are half-open, the limit is %d", len(ep.half), ep.cfg.MaxHalfOpen)
-	case ep.halfAddr[addr] >= ep.cfg.MaxHalfOpenAddr:
-		return nil, false, fmt.Errorf("%d IKE SAs of %v are half-open, the limit is %d", ep.halfAddr[addr], addr, ep.cfg.MaxHalfOpenAddr)
-	}
-	b = ep.newBoxLocked("")
-	b.sa = make(b)
-	b.halfKey = &key
-	ep.half[key] = b
-	ep.halfAddr[addr]++
-	return b, false, nil
 }
 
 func remove[T comparable](s []T, v T) []T {

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"runtime"
 	"time"
+
+	"wardgate/ike/message"
 )
 
 // Config is what an Endpoint needs. Clock, Rand, Send and Owner are required.
@@ -48,7 +50,30 @@ type Config struct {
 	HalfOpenTimeout time.Duration // for IKE_SA_INIT and all rounds of IKE_AUTH as responder; 0: 30 s, never more
 	CookieThreshold int           // from so many half-open IKE SAs on, initiators must return a cookie; 0: 64, negative: always
 	MaxHalfOpen     int           // more half-open IKE SAs are never kept; 0: 4096
-	MaxHalfOpenAddr int           // for one source address; 0: 64
+	MaxHalfOpenAddr int           // for one source address, in IPv6 for one /64; 0: 64
+
+	// From PuzzleThreshold half-open IKE SAs on, initiators are asked to solve a puzzle as well (RFC 8019).
+	// Those that do not may still draw lots. 0: a quarter of MaxHalfOpen, and not below CookieThreshold;
+	// negative: always; above MaxHalfOpen: never over all, but for one address from three quarters of
+	// MaxHalfOpenAddr on.
+	PuzzleThreshold int
+
+	// PuzzleDifficulty is how many zero bits such a puzzle asks for at first, and PuzzleMaxDifficulty when
+	// there is hardly any room left: each one more doubles the work, which is some 4 · 2^n times HMAC. 0:
+	// 16, some 0.1 s of one core, and 20, some 2 s. 8 to 28.
+	PuzzleDifficulty, PuzzleMaxDifficulty int
+
+	// SolveDifficulty is the hardest puzzle that is solved as initiator; a harder one is answered without
+	// a solution, for what that is worth. SolveTime bounds how long is spent on the puzzles of one attempt;
+	// SolveWork how often the PRF is computed for them. 0: 22, 30 s and 2^26; SolveDifficulty at most 28,
+	// negative: no puzzles are solved.
+	SolveDifficulty int
+	SolveTime       time.Duration
+	SolveWork       uint64
+
+	// Defence is told when the level rises, and when it has been lower for ten seconds. It must not block.
+	// nil: nobody is told.
+	Defence func(Defence)
 
 	// SourceAddr says which local address packets to remote leave from, the zero Addr when it
 	// is not known. It is asked for connections without PeerConfig.Local. nil: not known, which
@@ -109,6 +134,13 @@ const (
 	defaultCookieThreshold = 64
 	defaultMaxHalfOpen     = 4096
 	defaultMaxHalfOpenAddr = 64
+
+	defaultPuzzle    = 16
+	defaultMaxPuzzle = 20
+	highestPuzzle    = 28 // a solver has 2^32 keys
+	defaultSolve     = 22
+	defaultSolveTime = 30 * time.Second
+	defaultSolveWork = 1 << 26
 
 	defaultTicketLifetime = 24 * time.Hour
 	maxTicketLifetime     = 7 * 24 * time.Hour
@@ -184,8 +216,43 @@ func (c *Config) withDefaults() (Config, error) {
 	if d.MaxHalfOpenAddr <= 0 {
 		d.MaxHalfOpenAddr = defaultMaxHalfOpenAddr
 	}
+	if err := d.puzzleDefaults(); err != nil {
+		return d, err
+	}
 	if d.Executor == nil {
 		d.Executor = newWorkers(d.Clock, runtime.GOMAXPROCS(0), 32)
 	}
 	return d, nil
+}
+
+// puzzleDefaults completes what is about puzzles.
+func (c *Config) puzzleDefaults() error {
+	switch {
+	case c.PuzzleThreshold == 0:
+		c.PuzzleThreshold = max(c.MaxHalfOpen/4, c.CookieThreshold, 1)
+	case c.PuzzleThreshold < 0:
+		c.PuzzleThreshold = 0
+	}
+	if c.PuzzleDifficulty == 0 {
+		c.PuzzleDifficulty = defaultPuzzle
+	}
+	if c.PuzzleMaxDifficulty == 0 {
+		c.PuzzleMaxDifficulty = max(defaultMaxPuzzle, c.PuzzleDifficulty)
+	}
+	if c.PuzzleDifficulty < message.MinPuzzle || c.PuzzleMaxDifficulty < c.PuzzleDifficulty || c.PuzzleMaxDifficulty > highestPuzzle {
+		return fmt.Errorf("ike: Config.PuzzleDifficulty and PuzzleMaxDifficulty: expected %d to %d zero bits, the second not below the first, got %d and %d", message.MinPuzzle, highestPuzzle, c.PuzzleDifficulty, c.PuzzleMaxDifficulty)
+	}
+	if c.SolveDifficulty == 0 {
+		c.SolveDifficulty = defaultSolve
+	}
+	if c.SolveDifficulty > highestPuzzle {
+		return fmt.Errorf("ike: Config.SolveDifficulty: expected at most %d zero bits, got %d", highestPuzzle, c.SolveDifficulty)
+	}
+	if c.SolveTime <= 0 {
+		c.SolveTime = defaultSolveTime
+	}
+	if c.SolveWork == 0 {
+		c.SolveWork = defaultSolveWork
+	}
+	return nil
 }

@@ -1,7 +1,6 @@
 package ike
 
 import (
-	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
@@ -13,21 +12,44 @@ import (
 	"wardgate/ike/message"
 )
 
-// cookieJar makes and checks the cookies of IKE_SA_INIT (RFC 7296, section 2.6): a number of the
-// secret, then a MAC over the initiator's nonce, address and SPI. The secret changes every
-// minute; the one before it is still good, so that an answer is never late.
+// cookieJar makes and checks the cookies of IKE_SA_INIT and IKE_SESSION_RESUME (RFC 7296, section 2.6; RFC
+// 8019, section 7.1.1.3): the number of a secret, what the initiator was asked for and when, then a MAC over
+// that and the initiator's nonce, address and SPI. The secret changes every minute; the one before it is
+// still good, so that an answer is never late.
 type cookieJar struct {
-	mu      sync.Mutex
-	rand    io.Reader
+	rand io.Reader
+
+	mu      sync.Mutex // guards what follows
 	version uint32
 	secret  [2][32]byte // the newest, the one before
-	since   time.Time
+	since   time.Time   // of the newest
+	epoch   time.Time   // of all times in cookies
+	// spent are the cookies whose puzzles have been solved and used, by the version of their secrets: RFC
+	// 8019, section 10, wants no benefit from using a solution twice.
+	spent [2]map[cookieMAC]struct{}
 }
 
 const (
 	cookieLifetime = time.Minute
-	cookieSize     = 4 + 16
+	cookieInfoSize = 4 + 1 + 1 + 2 + 4 + 4 // version, difficulty, number of puzzles, PRF, first time, this time
+	cookieSize     = cookieInfoSize + len(cookieMAC{})
+
+	// maxSpent bounds the cookies that are remembered for one secret; when there are more, the secret
+	// changes. Two hundred a second are a quarter of what the half-open table lets in.
+	maxSpent = 16384
 )
+
+// cookieMAC makes a cookie what it is.
+type cookieMAC [16]byte
+
+// cookieInfo is what a cookie says about what its initiator was asked for.
+type cookieInfo struct {
+	prf        uint16 // of the puzzle; 0: only the cookie was asked for
+	difficulty uint8  // zero bits; 0: as many as it can
+	puzzles    uint8  // given in a row, with this one
+	first      uint32 // when the first of them was given, in ms of the jar's own time
+	at         uint32 // when this one was given
+}
 
 func (j *cookieJar) init(r io.Reader) error {
 	j.rand = r
@@ -38,11 +60,11 @@ func (j *cookieJar) init(r io.Reader) error {
 	return err
 }
 
-func (j *cookieJar) rotate(now time.Time) {
+func (j *cookieJar) rotateLocked(now time.Time) {
 	switch age := now.Sub(j.since); {
 	case j.since.IsZero():
-		j.since = now
-	case age >= cookieLifetime || age < 0:
+		j.since, j.epoch = now, now
+	case age >= cookieLifetime || age < 0 || len(j.spent[j.version&1]) >= maxSpent:
 		var fresh [32]byte
 		if _, err := io.ReadFull(j.rand, fresh[:]); err != nil {
 			return // the old secret is still secret
@@ -50,78 +72,137 @@ func (j *cookieJar) rotate(now time.Time) {
 		j.secret[1], j.secret[0] = j.secret[0], fresh
 		j.version++
 		j.since = now
+		j.spent[j.version&1] = nil
 	}
 }
 
-func (j *cookieJar) make(now time.Time, ni []byte, remote netip.AddrPort, spiI uint64) []byte {
+// make writes the cookie for a request. first is in info when it is not the first puzzle.
+func (j *cookieJar) make(now time.Time, info cookieInfo, ni []byte, remote netip.AddrPort, spiI uint64) (c [cookieSize]byte) {
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.rotate(now)
-	return cookie(&j.secret[0], j.version, ni, remote, spiI)
+	j.rotateLocked(now)
+	version, secret := j.version, j.secret[0]
+	info.at = j.millis(now)
+	j.mu.Unlock()
+	if info.puzzles <= 1 {
+		info.first = info.at
+	}
+	info.put(&c, version)
+	mac := cookieSum(&secret, c[:cookieInfoSize], ni, remote, spiI)
+	copy(c[cookieInfoSize:], mac[:])
+	return c
 }
 
-func (j *cookieJar) valid(now time.Time, c, ni []byte, remote netip.AddrPort, spiI uint64) bool {
+// valid tells whether the cookie is one of ours for this request, and what the initiator was asked for.
+func (j *cookieJar) valid(now time.Time, c, ni []byte, remote netip.AddrPort, spiI uint64) (cookieInfo, bool) {
 	if len(c) != cookieSize {
-		return false
+		return cookieInfo{}, false
 	}
+	version := binary.BigEndian.Uint32(c)
+	j.mu.Lock()
+	j.rotateLocked(now)
+	age := j.version - version
+	if age > 1 {
+		j.mu.Unlock()
+		return cookieInfo{}, false
+	}
+	secret := j.secret[age]
+	j.mu.Unlock()
+	mac := cookieSum(&secret, c[:cookieInfoSize], ni, remote, spiI)
+	if subtle.ConstantTimeCompare(c[cookieInfoSize:], mac[:]) != 1 {
+		return cookieInfo{}, false
+	}
+	return cookieInfo{
+		difficulty: c[4], puzzles: c[5], prf: binary.BigEndian.Uint16(c[6:]),
+		first: binary.BigEndian.Uint32(c[8:]), at: binary.BigEndian.Uint32(c[12:]),
+	}, true
+}
+
+func (i *cookieInfo) put(c *[cookieSize]byte, version uint32) {
+	binary.BigEndian.PutUint32(c[:], version)
+	c[4], c[5] = i.difficulty, i.puzzles
+	binary.BigEndian.PutUint16(c[6:], i.prf)
+	binary.BigEndian.PutUint32(c[8:], i.first)
+	binary.BigEndian.PutUint32(c[12:], i.at)
+}
+
+// spentOn is the name under which a valid cookie is remembered.
+func spentOn(c []byte) (version uint32, mac cookieMAC) {
+	return binary.BigEndian.Uint32(c), cookieMAC(c[cookieInfoSize:])
+}
+
+// isSpent tells whether the puzzle of a valid cookie was solved and used before.
+func (j *cookieJar) isSpent(c []byte) bool {
+	version, mac := spentOn(c)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.rotate(now)
-	i := j.version - binary.BigEndian.Uint32(c)
-	if i > 1 {
+	_, used := j.spent[version&1][mac]
+	return used || j.version-version > 1
+}
+
+// spend uses the cookie up; false: it was before, or is not good any more.
+func (j *cookieJar) spend(c []byte) bool {
+	version, mac := spentOn(c)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.version-version > 1 {
 		return false
 	}
-	return subtle.ConstantTimeCompare(c, cookie(&j.secret[i], j.version-i, ni, remote, spiI)) == 1
-}
-
-func cookie(secret *[32]byte, version uint32, ni []byte, remote netip.AddrPort, spiI uint64) []byte {
-	mac := hmac.New(sha256.New, secret[:])
-	addr := remote.Addr().As16()
-	mac.Write(addr[:])
-	mac.Write(binary.BigEndian.AppendUint16(nil, remote.Port()))
-	mac.Write(binary.BigEndian.AppendUint64(nil, spiI))
-	mac.Write(ni)
-	out := binary.BigEndian.AppendUint32(make([]byte, 0, cookieSize), version)
-	return append(out, mac.Sum(nil)[:cookieSize-4]...)
-}
-
-// waryLocked tells whether initiators must return a cookie now: many IKE SAs are half-open, or many
-// of one address. The address of who has a TCP connection is proved: no cookie (RFC 9329, section 6.3).
-func (ep *Endpoint) waryLocked(p Path) bool {
-	return p.Stream == 0 &&
-		(len(ep.half) >= ep.cfg.CookieThreshold || ep.halfAddr[p.Remote.Addr()] >= max(ep.cfg.MaxHalfOpenAddr/2, 1))
-}
-
-func (ep *Endpoint) wary(p Path) bool {
-	ep.mu.Lock()
-	defer ep.mu.Unlock()
-	return ep.waryLocked(p)
-}
-
-// answerCookie asks a stranger for a cookie, at once and without looking at more of the request than
-// goes into the cookie: what a flood costs is this. It does nothing, and returns false, when the request
-// has a good cookie, or when it is none that could have one.
-func (ep *Endpoint) answerCookie(p Path, h header, msg []byte) bool {
-	ni, c, ok := peekCookie(msg)
-	if !ok {
+	m := j.spent[version&1]
+	if _, used := m[mac]; used || len(m) > maxSpent {
 		return false
 	}
-	now := ep.cfg.Clock.Now()
-	if c != nil && ep.cookies.valid(now, c, ni, p.cookieAddr(), h.spiI) {
-		return false
+	if m == nil {
+		m = map[cookieMAC]struct{}{}
+		j.spent[version&1] = m
 	}
-	ep.answerInit(p, h, message.NewNotify(message.NotifyCookie, ep.cookies.make(now, ni, p.cookieAddr(), h.spiI)...))
+	m[mac] = struct{}{}
 	return true
 }
 
-// peekCookie finds the nonce of an IKE_SA_INIT request, and its COOKIE notify (nil: none), going by the
-// payloads' lengths alone.
-func peekCookie(msg []byte) (ni, cookie []byte, ok bool) {
+// millis is a time in a cookie. It goes round after 49 days; what counts are differences.
+func (j *cookieJar) millis(now time.Time) uint32 { return uint32(now.Sub(j.epoch).Milliseconds()) }
+
+// cookieSum is HMAC-SHA-256 (RFC 2104), cut to 16 octets, without anything that has to be allocated.
+func cookieSum(secret *[32]byte, info, ni []byte, remote netip.AddrPort, spiI uint64) cookieMAC {
+	const maxData = cookieInfoSize + 16 + 2 + 8 + maxNonce
+	var inner [sha256.BlockSize + maxData]byte
+	var outer [sha256.BlockSize + sha256.Size]byte
+	for i := range sha256.BlockSize {
+		var k byte
+		if i < len(secret) {
+			k = secret[i]
+		}
+		inner[i], outer[i] = k^0x36, k^0x5c
+	}
+	addr := remote.Addr().As16()
+	b := append(inner[:sha256.BlockSize], info...)
+	b = append(b, addr[:]...)
+	b = binary.BigEndian.AppendUint16(b, remote.Port())
+	b = binary.BigEndian.AppendUint64(b, spiI)
+	b = append(b, ni[:min(len(ni), maxNonce)]...)
+	h := sha256.Sum256(b)
+	h = sha256.Sum256(append(outer[:sha256.BlockSize], h[:]...))
+	return cookieMAC(h[:])
+}
+
+// The nonce's lengths (RFC 7296, section 2.10).
+const (
+	minNonce = 16
+	maxNonce = 256
+)
+
+// freshRequest is what matters of an IKE_SA_INIT or IKE_SESSION_RESUME request before anything is done
+// for it.
+type freshRequest struct {
+	ni, cookie, solution []byte // nil: none
+	sa                   []byte // body of the SA payload
+}
+
+// peekFresh finds it, going by the payloads' lengths alone.
+func peekFresh(msg []byte) (r freshRequest, ok bool) {
 	const (
 		genericHeader = 4 // next payload, flags, length (RFC 7296, section 3.2)
 		notifyHeader  = 4 // protocol, SPI size, type (section 3.10)
-		minNonce      = 16
-		maxNonce      = 256
 		maxPayloads   = 64
 	)
 	next, rest := message.PayloadType(msg[16]), msg[headerSize:]
@@ -130,21 +211,61 @@ func peekCookie(msg []byte) (ni, cookie []byte, ok bool) {
 			break
 		}
 		if len(rest) < genericHeader {
-			return nil, nil, false
+			return r, false
 		}
 		n := int(binary.BigEndian.Uint16(rest[2:]))
 		if n < genericHeader || n > len(rest) {
-			return nil, nil, false
+			return r, false
 		}
 		body := rest[genericHeader:n]
 		switch {
-		case next == message.PayloadNonce && ni == nil:
-			ni = body
-		case next == message.PayloadNotify && cookie == nil && len(body) >= notifyHeader && body[1] == 0 &&
+		case next == message.PayloadNonce && r.ni == nil:
+			r.ni = body
+		case next == message.PayloadSA && r.sa == nil:
+			r.sa = body
+		case next == message.PayloadPS && r.solution == nil:
+			r.solution = body
+		case next == message.PayloadNotify && r.cookie == nil && len(body) >= notifyHeader && body[1] == 0 &&
 			message.NotifyType(binary.BigEndian.Uint16(body[2:])) == message.NotifyCookie:
-			cookie = body[notifyHeader:]
+			r.cookie = body[notifyHeader:]
 		}
 		next, rest = message.PayloadType(rest[0]), rest[n:]
 	}
-	return ni, cookie, len(ni) >= minNonce && len(ni) <= maxNonce
+	return r, len(r.ni) >= minNonce && len(r.ni) <= maxNonce
+}
+
+// offersPRF tells whether a proposal in the body of an SA payload has the PRF, going by the lengths alone
+// (RFC 7296, section 3.3).
+func offersPRF(sa []byte, prf uint16) bool {
+	const proposalHeader, transformHeader = 8, 8
+	for len(sa) >= proposalHeader {
+		n, spi := int(binary.BigEndian.Uint16(sa[2:])), int(sa[6])
+		if n < proposalHeader+spi || n > len(sa) {
+			return false
+		}
+		ts := sa[proposalHeader+spi : n]
+		sa = sa[n:]
+		for len(ts) >= transformHeader {
+			m := int(binary.BigEndian.Uint16(ts[2:]))
+			if m < transformHeader || m > len(ts) {
+				return false
+			}
+			if message.TransformType(ts[4]) == message.TransformPRF && binary.BigEndian.Uint16(ts[6:]) == prf {
+				return true
+			}
+			ts = ts[m:]
+		}
+	}
+	return false
+}
+
+// puzzlePRF returns the PRF for a puzzle: the first of ours that the initiator offers (RFC 8019, section
+// 7.1.1.2); 0: none, and nothing will come of its request.
+func puzzlePRF(sa []byte) uint16 {
+	for _, prf := range puzzlePRFs {
+		if offersPRF(sa, prf) {
+			return prf
+		}
+	}
+	return 0
 }

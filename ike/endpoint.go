@@ -29,13 +29,20 @@ type Endpoint struct {
 	leases     leases
 	fresh      atomic.Int64 // IKE_SA_INIT requests of strangers that wait for a worker
 	peers      atomic.Pointer[peerSet]
+	count      defenceCounters
+	puzzles    puzzles
 
 	mu           sync.Mutex // guards everything below; never held during a callback
 	closed       bool
 	boxes        map[SAID]*box
 	spis         map[uint64]*box    // our SPI of every generation
 	half         map[halfKey]*box   // responder's half-open IKE SAs, for repeated IKE_SA_INIT requests
-	halfAddr     map[netip.Addr]int // of half, for each source address
+	halfAddr     map[netip.Addr]int // of half, for each limitAddr of the source
+	byLot        int                // of half, those that were let in by lot
+	suspects     suspects
+	junk         suspect            // IKE SAs of strangers with IKE_AUTH requests that are not authentic
+	told, peak   DefenceLevel       // the level that Config.Defence was told last, the highest since the last look
+	calming      bool               // calm will be called
 	espSPIs      map[uint32]ChildID // inbound SPIs in use
 	children     map[ChildID]*box
 	streams      map[uint64]*box     // that our IKE SAs have opened
@@ -170,7 +177,7 @@ func (ep *Endpoint) handleFresh(p Path, h header, msg []byte) {
 	ep.mu.Lock()
 	b, closed := ep.half[key], ep.closed
 	reflected := ep.spis[h.spiI] != nil // our own request, sent back to us
-	wary := ep.waryLocked(p)
+	pr := ep.pressureLocked(ep.cfg.Clock.Now(), p, int(ep.fresh.Load()))
 	ep.mu.Unlock()
 	if closed || reflected {
 		return
@@ -179,18 +186,23 @@ func (ep *Endpoint) handleFresh(p Path, h header, msg []byte) {
 		b.post(evDatagram{path: p, head: h, msg: bytes.Clone(msg)})
 		return
 	}
-	if wary && ep.answerCookie(p, h, msg) {
-		return
+	adm := admission{proved: p.Stream != 0}
+	if pr.level > DefenceNone {
+		var ok bool
+		if adm, ok = ep.judge(p, h, msg, pr); !ok {
+			return
+		}
 	}
 	if ep.fresh.Add(1) > maxFreshInits {
 		ep.fresh.Add(-1)
+		ep.count.noRoom.Add(1)
 		ep.refuseStranger(p, CodeFlooding, fmt.Sprintf("more than %d IKE_SA_INIT requests wait for a worker", maxFreshInits))
 		return
 	}
 	msg = bytes.Clone(msg)
 	ep.cfg.Executor.Run(func() {
 		defer ep.fresh.Add(-1)
-		ep.acceptFresh(p, h, msg)
+		ep.acceptFresh(p, h, msg, adm)
 	})
 }
 

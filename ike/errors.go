@@ -46,6 +46,7 @@ const (
 	CodeDuplicatePayload Code = "duplicate-payload"
 	CodeAddress          Code = "address"     // an internal address is needed and is not there (RFC 7296, section 3.15.4)
 	CodePPK              Code = "ppk-missing" // a postquantum preshared key is required and not there
+	CodePuzzle           Code = "puzzle"      // a gateway wants a puzzle solved that we do not solve (RFC 8019)
 )
 
 // Errors of the API.
@@ -57,6 +58,8 @@ var (
 	ErrNoGateway    = errors.New("ike: the connection names no gateway to initiate to")
 	ErrPeerDead     = errors.New("ike: the peer does not answer")
 	ErrTerminated   = errors.New("ike: terminated")
+
+	errSpent = errors.New("ike: the solution of the puzzle was used before")
 )
 
 // RefusedError says why we refused a peer, or why the peer's answer was not good enough.

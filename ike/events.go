@@ -24,6 +24,9 @@ type (
 		offer chosenOffer
 		set   *peerSet
 		from  strangers
+
+		patience time.Duration // see admission
+		puzzle   authPuzzle    // see admission
 	}
 	// evResume: IKE_SESSION_RESUME of a stranger with a ticket of ours, judged by
 	// Endpoint.acceptResume.
@@ -32,6 +35,8 @@ type (
 		raw     []byte
 		req     *parsed
 		session *session
+
+		patience time.Duration // see admission
 	}
 	// evResumed: this generation lives on in another IKE SA, by its ticket.
 	evResumed struct{ spiI, spiR uint64 }

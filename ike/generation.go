@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"wardgate/ike/message"
 	"wardgate/ike/suite"
 )
 
@@ -76,7 +77,15 @@ func (g *generation) ourSPI() uint64 {
 
 // start sends a request.
 func (g *generation) start(t task, exchange uint8, out *outgoing) {
-	msgs, err := g.encode(exchange, g.sendID, false, out)
+	in, err := message.EncodeInner(out.ps)
+	var msgs [][]byte
+	if err == nil {
+		if h := g.sa.handshake; h != nil && exchange == exchangeAuth && h.solving.solution != nil {
+			// RFC 8019, section 7.2.2: in the first one, in clear.
+			in.Solution, h.solving.solution = &message.PuzzleSolution{Data: h.solving.solution}, nil
+		}
+		msgs, err = g.seal(g.header(exchange, g.sendID, false), in)
+	}
 	if err != nil {
 		g.sa.fail(fmt.Errorf("ike: encoding a request: %w", err))
 		return
@@ -156,7 +165,7 @@ func (g *generation) onTimer() {
 // onRequest takes a request of the peer.
 func (g *generation) onRequest(ev evDatagram) {
 	sa := g.sa
-	if g.prot == nil {
+	if g.prot == nil && !g.unlock(ev) {
 		return
 	}
 	if sa.est == nil && sa.initiator {
@@ -176,6 +185,7 @@ func (g *generation) onRequest(ev evDatagram) {
 	}
 	in, err := g.open(&g.inRequest, ev)
 	if in == nil && err == nil {
+		sa.noteJunk(ev)
 		return // not authentic, or fragments are missing
 	}
 	// From here on the request is authentic and its ID is used up.
@@ -184,6 +194,9 @@ func (g *generation) onRequest(ev evDatagram) {
 	g.prot.dropBefore()
 	sa.lastSeen = sa.now
 	sa.adoptPath(ev.path)
+	if sa.handshake != nil {
+		sa.handshake.silentBy = zeroTime
+	}
 	if sa.est != nil {
 		sa.est.goesOn(sa, g)
 	}
@@ -312,7 +325,11 @@ func (sa *SA) unanswered(g *generation) {
 	case sa.state == StateInit && g.req.exchange == exchangeResume:
 		sa.resumeFailed(ErrPeerDead)
 	case sa.state == StateInit:
-		sa.nextGateway(ErrPeerDead)
+		err := ErrPeerDead
+		if why := sa.handshake.solving.refused; why != nil {
+			err = fmt.Errorf("%w; its puzzle was not solved: %w", err, why)
+		}
+		sa.nextGateway(err)
 	case sa.state == StateDeleting:
 		sa.close(sa.ended)
 	case g != sa.cur && g.deleting:

@@ -29,6 +29,7 @@ const maxInitRestarts = 8
 // handshake is the state from IKE_SA_INIT to the end of the last authentication round.
 type handshake struct {
 	deadline time.Time // responder: all rounds are done by then, or it ends
+	silentBy time.Time // responder: something authentic has come by then, or it ends; zero: no matter
 
 	// Initiator, IKE_SA_INIT.
 	gateway   int // of PeerConfig.Remote; -1: SA.target
@@ -36,6 +37,9 @@ type handshake struct {
 	cookie    []byte
 	offers    []suite.Offer
 	kex       *suite.KeyExchange
+	solving   solveState
+	locked    *locked   // responder: nothing is computed before a puzzle is solved
+	junk      bool      // responder: something came that was not authentic
 	giveUp    time.Time // an unauthenticated error answer came; a better one may come until then
 	giveUpErr error
 	failure   error // what InitiateFailed will say
@@ -60,9 +64,21 @@ func (h *handshake) wipe() {
 	if h.kex != nil {
 		h.kex.Wipe()
 	}
+	h.solving.stop()
+	if h.locked != nil {
+		h.locked.kex.Wipe()
+	}
 	h.inter.wipe()
 	h.ppk.wipe()
 	h.session.wipe()
+}
+
+// silentUntil ends the IKE SA when nothing authentic has come until patience is over (RFC 8019, section
+// 4.1); 0: there is no need.
+func (h *handshake) silentUntil(now time.Time, patience time.Duration) {
+	if patience > 0 {
+		h.silentBy = now.Add(patience)
+	}
 }
 
 // newInitiator makes the IKE SA that evInitiate starts.
@@ -134,6 +150,8 @@ func (sa *SA) aim() {
 func (sa *SA) begin() error {
 	h := sa.handshake
 	h.cookie, h.restarts = nil, 0
+	h.solving.stop()
+	h.solving = solveState{}
 	spi, err := sa.host.newIKESPI()
 	if err != nil {
 		return err
@@ -185,6 +203,9 @@ func (sa *SA) tryInit(group uint16) {
 	if h.cookie != nil {
 		// RFC 7296, section 2.6: the cookie comes first, everything else is as it was.
 		out.notify(message.NotifyCookie, h.cookie)
+	}
+	if h.solving.solution != nil {
+		out.add(&message.PuzzleSolution{Data: h.solving.solution}) // RFC 8019, section 7.1.2
 	}
 	out.offers(h.offers...).ke(group, h.kex.Public()).nonce(h.ni)
 	sa.addInitNotifies(out, g.spiI, 0, sa.path, sa.claimsNAT())
@@ -324,13 +345,24 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 		h.restarts++
 		return h.restarts <= maxInitRestarts
 	}
+	if h.solving.stopped != nil && in.sa == nil {
+		return // only the true answer makes it worth to stop, and anybody can have sent the rest
+	}
 	if n := in.notify(message.NotifyCookie); n != nil {
 		// RFC 7296, section 2.6: 1 to 64 octets.
 		if len(n.Data) >= 1 && len(n.Data) <= 64 && !bytes.Equal(n.Data, h.cookie) && restart() {
 			h.cookie = bytes.Clone(n.Data)
-			sa.tryInit(h.kex.ID())
+			h.solving.solution = nil
+			if puzzle := in.notify(message.NotifyPuzzle); puzzle != nil {
+				sa.solveInit(puzzle)
+			} else {
+				sa.tryInit(h.kex.ID())
+			}
 		}
 		return
+	}
+	if in.sa == nil && in.has(message.NotifyPuzzle) {
+		return // RFC 8019, section 7.1.2: a puzzle without a cookie
 	}
 	if n := in.notify(message.NotifyRedirect); n != nil && sa.peer.redirectable() {
 		sa.onInitRedirect(n)
@@ -396,7 +428,9 @@ func (sa *SA) onInitResponse(ev evDatagram, in *parsed) {
 	sa.takeInitResponse(ev, in)
 	h.takeAnnouncements(in)
 	h.childless = sa.peer.Childless && in.has(message.NotifyChildlessIKEv2Supported)
-	sa.afterInit()
+	h.solving.stop()
+	h.solving.solution = nil
+	sa.solveAuth(in.notify(message.NotifyPuzzle))
 }
 
 // takeInitResponse keeps what the first answer says beside the keys, and finds the path.
@@ -482,8 +516,8 @@ type chosenOffer struct {
 }
 
 // acceptFresh judges the IKE_SA_INIT request of a stranger without keeping any state: syntax,
-// cookie, proposal, group. Only then an IKE SA is made.
-func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
+// proposal, group, and once more whether it has to do anything for it. Only then an IKE SA is made.
+func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte, adm admission) {
 	now := ep.cfg.Clock.Now()
 	m, err := message.Parse(msg)
 	if err != nil || m.CheckOuter() != nil {
@@ -503,16 +537,20 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
 		ep.answerInit(p, h, message.NewNotify(message.NotifyInvalidSyntax))
 		return
 	}
-	if ep.wary(p) {
-		c := in.notify(message.NotifyCookie)
-		if c == nil || !ep.cookies.valid(now, c.Data, in.nonce, p.cookieAddr(), h.spiI) {
-			ep.answerInit(p, h, message.NewNotify(message.NotifyCookie, ep.cookies.make(now, in.nonce, p.cookieAddr(), h.spiI)...))
-			return
+	if !adm.judged {
+		ep.mu.Lock()
+		pr := ep.pressureLocked(now, p, int(ep.fresh.Load())-1)
+		ep.mu.Unlock()
+		if pr.level > DefenceNone {
+			var ok bool
+			if adm, ok = ep.judge(p, h, msg, pr); !ok {
+				return
+			}
 		}
 	}
 	set := ep.peers.Load()
 	if h.exchange == exchangeResume {
-		ep.acceptResume(now, p, h, msg, in, set)
+		ep.acceptResume(now, p, h, msg, in, set, adm)
 		return
 	}
 	from := set.from(p)
@@ -535,16 +573,16 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte) {
 		ep.answerInit(p, h, message.NewInvalidKE(message.KEMethod(offer.chosen.KE)))
 		return
 	}
-	b, known, err := ep.admitHalfOpen(p, h.spiI, newResponder)
+	b, known, err := ep.admitHalfOpen(p, h.spiI, adm, newResponder)
 	switch {
 	case err != nil:
-		if !errors.Is(err, ErrClosed) {
+		if !errors.Is(err, ErrClosed) && !errors.Is(err, errSpent) {
 			ep.refuseStranger(p, CodeFlooding, err.Error())
 		}
 	case known:
 		b.post(evDatagram{path: p, head: h, msg: msg})
 	default:
-		b.post(evFresh{path: p, raw: msg, req: in, offer: offer, set: set, from: from})
+		b.post(evFresh{path: p, raw: msg, req: in, offer: offer, set: set, from: from, patience: adm.patience, puzzle: adm.puzzle})
 	}
 }
 
@@ -637,6 +675,7 @@ func (sa *SA) onFresh(ev evFresh) {
 	sa.begun, sa.path = sa.now, ev.path
 	h := &handshake{deadline: sa.now.Add(sa.cfg.HalfOpenTimeout), authState: newAuthState()}
 	h.set, h.candidates = ev.set, ev.from.roots
+	h.silentUntil(sa.now, ev.patience)
 	sa.handshake = h
 	stranger := func(code Code, err error) {
 		sa.do(actStranger{sa.path, code, err.Error()})
@@ -658,22 +697,33 @@ func (sa *SA) onFresh(ev evFresh) {
 		stranger(CodeSyntax, err)
 		return
 	}
-	public, shared, err := suite.Respond(g.chosen.KE, sa.host.rand(), ev.req.ke.Data)
-	if err != nil {
-		stranger(CodeBadKE, err)
-		return
-	}
-	defer shared.Wipe()
 	nr, err := sa.newNonce()
 	if err != nil {
 		sa.fail(err)
 		return
 	}
-	if err := g.protect(suite.SKEYSEED(prf, shared, ev.req.nonce, nr), ev.req.nonce, nr); err != nil {
-		sa.fail(err)
-		return
-	}
 	h.ni, h.nr, h.initReq = ev.req.nonce, nr, ev.raw
+	var public []byte
+	if ev.puzzle.difficulty > 0 && mayLock(g.chosen) {
+		h.locked, err = newLocked(ev.puzzle, g, sa.host.rand(), ev.req.ke.Data)
+		if err != nil {
+			stranger(CodeBadKE, err)
+			return
+		}
+		public = h.locked.kex.Public()
+	} else {
+		var shared suite.Secret
+		public, shared, err = suite.Respond(g.chosen.KE, sa.host.rand(), ev.req.ke.Data)
+		if err != nil {
+			stranger(CodeBadKE, err)
+			return
+		}
+		defer shared.Wipe()
+		if err := g.protect(suite.SKEYSEED(prf, shared, ev.req.nonce, nr), ev.req.nonce, nr); err != nil {
+			sa.fail(err)
+			return
+		}
+	}
 	force := ev.from.force && ev.path.Stream == 0
 	sa.takeInitNotifies(ev.req)
 	sa.redirects.from, h.redirectable = takesRedirect(ev.req)
@@ -685,7 +735,9 @@ func (sa *SA) onFresh(ev evFresh) {
 	} else {
 		sa.addInitNotifies(out, g.spiI, g.spiR, sa.path, false)
 	}
-	if ev.req.has(notifyIntermediate) {
+	if h.locked != nil {
+		out.add(message.NewPuzzle(message.PRFID(h.locked.prf), h.locked.difficulty)) // RFC 8019, section 7.2.1
+	} else if ev.req.has(notifyIntermediate) {
 		out.notify(notifyIntermediate, nil)
 		h.inter.agreed, h.inter.methods = true, g.chosen.AdditionalKE()
 	}

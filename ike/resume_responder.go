@@ -66,7 +66,7 @@ func (sa *SA) giveTicket(out *outgoing, g *generation) {
 }
 
 // acceptResume judges IKE_SESSION_RESUME of a stranger without keeping any state.
-func (ep *Endpoint) acceptResume(now time.Time, p Path, h header, msg []byte, in *parsed, set *peerSet) {
+func (ep *Endpoint) acceptResume(now time.Time, p Path, h header, msg []byte, in *parsed, set *peerSet, adm admission) {
 	n := in.notify(message.NotifyTicketOpaque)
 	keys := *ep.tickets.Load()
 	if n == nil || len(keys) == 0 {
@@ -93,7 +93,8 @@ func (ep *Endpoint) acceptResume(now time.Time, p Path, h header, msg []byte, in
 		ep.refuseStranger(p, CodeTicket, err.Error())
 		return
 	}
-	b, known, err := ep.admitHalfOpen(p, h.spiI, newResponder)
+	adm.ticket = true
+	b, known, err := ep.admitHalfOpen(p, h.spiI, adm, newResponder)
 	switch {
 	case err != nil:
 		s.wipe()
@@ -104,7 +105,7 @@ func (ep *Endpoint) acceptResume(now time.Time, p Path, h header, msg []byte, in
 		s.wipe()
 		b.post(evDatagram{path: p, head: h, msg: msg})
 	default:
-		b.post(evResume{path: p, raw: msg, req: in, session: s})
+		b.post(evResume{path: p, raw: msg, req: in, session: s, patience: adm.patience})
 	}
 }
 
@@ -112,6 +113,7 @@ func (ep *Endpoint) acceptResume(now time.Time, p Path, h header, msg []byte, in
 func (sa *SA) onResume(ev evResume) {
 	sa.begun, sa.path = sa.now, ev.path
 	h := &handshake{deadline: sa.now.Add(sa.cfg.HalfOpenTimeout), authState: newAuthState(), session: ev.session}
+	h.silentUntil(sa.now, ev.patience)
 	sa.handshake = h
 	set := sa.host.peers()
 	cfg := set.byName[h.session.peer]

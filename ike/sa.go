@@ -101,6 +101,8 @@ func (sa *SA) Step(now time.Time, ev event) []action {
 		sa.onTimer()
 	case evSigned:
 		sa.onSigned(ev)
+	case evSolved:
+		sa.onSolved(ev)
 	case evVerdict:
 		sa.onVerdict(ev)
 	case evPeers:
@@ -231,6 +233,7 @@ func (sa *SA) deadline() time.Time {
 	add(sa.stream.openBy)
 	if sa.handshake != nil {
 		add(sa.handshake.deadline)
+		add(sa.handshake.silentBy)
 		add(sa.handshake.giveUp)
 	}
 	for _, g := range sa.gens {
@@ -245,7 +248,7 @@ func (sa *SA) deadline() time.Time {
 
 func (sa *SA) onTimer() {
 	if h := sa.handshake; h != nil {
-		if due(sa.now, h.deadline) {
+		if due(sa.now, h.deadline) || due(sa.now, h.silentBy) {
 			sa.halfOpenExpired()
 			return
 		}

@@ -142,6 +142,9 @@ func (sa *SA) onStream(ev evStream) {
 			// RFC 9329, section 6.1: so that the peer learns where we are.
 			sa.cur.enqueue(&livenessTask{})
 		}
+	case sa.state == StateInit && sa.handshake.solving.stopped != nil:
+		// RFC 9329, section 6.3: the gateway keeps no state while a puzzle is solved, and the answer may
+		// come over another connection, which is being opened.
 	case sa.state == StateInit:
 		// Whoever took the connection does not want to talk to us.
 		sa.nextGateway(ev.err)

@@ -88,15 +88,7 @@ func Respond(id uint16, rand io.Reader, peer []byte) (public []byte, shared Secr
 	if id == KEMLKEM768 || id == KEMLKEM1024 {
 		return encapsulate(id, peer)
 	}
-	want, _ := PublicLen(id)
-	if want == 0 {
-		return nil, Secret{}, unsupportedKE(id)
-	}
-	// Before the costly part: anybody may send anything.
-	if len(peer) != want {
-		return nil, Secret{}, badLength(id, len(peer), want)
-	}
-	k, err := NewInitiator(id, rand)
+	k, err := NewResponder(id, rand, peer)
 	if err != nil {
 		return nil, Secret{}, err
 	}
@@ -106,6 +98,21 @@ func Respond(id uint16, rand io.Reader, peer []byte) (public []byte, shared Secr
 		return nil, Secret{}, err
 	}
 	return k.public, shared, nil
+}
+
+// NewResponder makes a private value for the answer to an initiator's key exchange data, whose length alone
+// is looked at: Finish does the rest, later. Not with ML-KEM, whose answer depends on the data. Errors wrap
+// ErrUnsupported or ErrPublicValue, or are those of rand.
+func NewResponder(id uint16, rand io.Reader, peer []byte) (*KeyExchange, error) {
+	want, _ := PublicLen(id)
+	if want == 0 || id == KEMLKEM768 || id == KEMLKEM1024 {
+		return nil, unsupportedKE(id)
+	}
+	// Before the costly part: anybody may send anything.
+	if len(peer) != want {
+		return nil, badLength(id, len(peer), want)
+	}
+	return NewInitiator(id, rand)
 }
 
 // PublicLen returns the lengths in octets of the key exchange data of both sides, 0, 0 for a
