@@ -13,9 +13,11 @@ import (
 )
 
 // cookieJar makes and checks the cookies of IKE_SA_INIT and IKE_SESSION_RESUME (RFC 7296, section 2.6; RFC
-// 8019, section 7.1.1.3): the number of a secret, what the initiator was asked for and when, then a MAC over
-// that and the initiator's nonce, address and SPI. The secret changes every minute; the one before it is
-// still good, so that an answer is never late.
+// 8019, section 7.1.1.3): the number of a secret, what the initiator was asked for and roughly when, then a
+// MAC over that and the initiator's nonce, address and SPI. The secret changes every minute; the one before
+// it is still good, so that an answer is never late. A request that comes twice gets the same cookie twice:
+// another one would make its initiator begin again, while the answer to the request with the first one is
+// under way.
 type cookieJar struct {
 	rand io.Reader
 
@@ -31,8 +33,11 @@ type cookieJar struct {
 
 const (
 	cookieLifetime = time.Minute
-	cookieInfoSize = 4 + 1 + 1 + 2 + 4 + 4 // version, difficulty, number of puzzles, PRF, first time, this time
+	cookieInfoSize = 4 + 1 + 1 + 2 + 2 // version, difficulty, number of puzzles, PRF, time of the first one
 	cookieSize     = cookieInfoSize + len(cookieMAC{})
+
+	// cookieTick is the unit of the time in a cookie.
+	cookieTick = 8 * time.Second
 
 	// maxSpent bounds the cookies that are remembered for one secret; when there are more, the secret
 	// changes. Two hundred a second are a quarter of what the half-open table lets in.
@@ -47,8 +52,7 @@ type cookieInfo struct {
 	prf        uint16 // of the puzzle; 0: only the cookie was asked for
 	difficulty uint8  // zero bits; 0: as many as it can
 	puzzles    uint8  // given in a row, with this one
-	first      uint32 // when the first of them was given, in ms of the jar's own time
-	at         uint32 // when this one was given
+	first      uint16 // when the first of them was given, in ticks of the jar's own time
 }
 
 func (j *cookieJar) init(r io.Reader) error {
@@ -76,16 +80,15 @@ func (j *cookieJar) rotateLocked(now time.Time) {
 	}
 }
 
-// make writes the cookie for a request. first is in info when it is not the first puzzle.
+// make writes the cookie for a request. The time of the first puzzle is in info when this is another one.
 func (j *cookieJar) make(now time.Time, info cookieInfo, ni []byte, remote netip.AddrPort, spiI uint64) (c [cookieSize]byte) {
 	j.mu.Lock()
 	j.rotateLocked(now)
 	version, secret := j.version, j.secret[0]
-	info.at = j.millis(now)
-	j.mu.Unlock()
-	if info.puzzles <= 1 {
-		info.first = info.at
+	if info.puzzles == 1 {
+		info.first = j.tickLocked(now)
 	}
+	j.mu.Unlock()
 	info.put(&c, version)
 	mac := cookieSum(&secret, c[:cookieInfoSize], ni, remote, spiI)
 	copy(c[cookieInfoSize:], mac[:])
@@ -113,7 +116,7 @@ func (j *cookieJar) valid(now time.Time, c, ni []byte, remote netip.AddrPort, sp
 	}
 	return cookieInfo{
 		difficulty: c[4], puzzles: c[5], prf: binary.BigEndian.Uint16(c[6:]),
-		first: binary.BigEndian.Uint32(c[8:]), at: binary.BigEndian.Uint32(c[12:]),
+		first: binary.BigEndian.Uint16(c[8:]),
 	}, true
 }
 
@@ -121,8 +124,7 @@ func (i *cookieInfo) put(c *[cookieSize]byte, version uint32) {
 	binary.BigEndian.PutUint32(c[:], version)
 	c[4], c[5] = i.difficulty, i.puzzles
 	binary.BigEndian.PutUint16(c[6:], i.prf)
-	binary.BigEndian.PutUint32(c[8:], i.first)
-	binary.BigEndian.PutUint32(c[12:], i.at)
+	binary.BigEndian.PutUint16(c[8:], i.first)
 }
 
 // spentOn is the name under which a valid cookie is remembered.
@@ -159,8 +161,15 @@ func (j *cookieJar) spend(c []byte) bool {
 	return true
 }
 
-// millis is a time in a cookie. It goes round after 49 days; what counts are differences.
-func (j *cookieJar) millis(now time.Time) uint32 { return uint32(now.Sub(j.epoch).Milliseconds()) }
+// tickLocked is a time in a cookie. It goes round after six days; what counts are differences.
+func (j *cookieJar) tickLocked(now time.Time) uint16 { return uint16(now.Sub(j.epoch) / cookieTick) }
+
+// longAgo tells that at least one whole tick has passed since the first puzzle was given.
+func (j *cookieJar) longAgo(now time.Time, info cookieInfo) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.tickLocked(now)-info.first >= 2
+}
 
 // cookieSum is HMAC-SHA-256 (RFC 2104), cut to 16 octets, without anything that has to be allocated.
 func cookieSum(secret *[32]byte, info, ni []byte, remote netip.AddrPort, spiI uint64) cookieMAC {

@@ -16,8 +16,9 @@ import (
 // how many IKE SAs are half-open, over all and of one address (IPv6: of one /64). From CookieThreshold on
 // initiators must return a cookie, which proves their address. From PuzzleThreshold on they are asked to
 // solve a puzzle beside it. Whoever does is let in; whoever does not, because it cannot or because it does
-// not want to, draws lots for a part of the room, and every half-open IKE SA that its address has makes its
-// chance smaller: an honest peer of an address of its own comes up while a flood goes on, later. Room is
+// not want to, draws lots for a part of the room. Every half-open IKE SA that its address has, and had for
+// nothing, makes its chance smaller: an honest peer of an address of its own comes up while a flood goes on,
+// a little later. Room is
 // kept for peers with a ticket (section 4.5), and whoever is silent after IKE_SA_INIT is forgotten sooner
 // (section 4.1).
 
@@ -69,11 +70,10 @@ type defenceCounters struct {
 
 // What the defence goes by.
 const (
-	maxPuzzles     = 3           // given in a row to who solves them; then it is let in
-	puzzleLong     = time.Second // who took so long for its puzzles is let in with one zero bit less
-	suspectScore   = 8           // failures of one address, those of a minute ago half, from which on it gets puzzles
+	maxPuzzles     = 3 // given in a row to who solves them; then it is let in
+	suspectScore   = 8 // failures of one address, those of a minute ago half, from which on it gets puzzles
 	suspectHalf    = time.Minute
-	maxSuspects    = 1024
+	maxSuspects    = 4096
 	calmAfter      = 10 * time.Second // a lower level is told after so long
 	minPatience    = 2 * time.Second  // RFC 8019, section 4.1: as low as can realistically be used
 	ticketPart     = 32               // one of so many half-open IKE SAs is kept free for peers with tickets
@@ -123,7 +123,8 @@ func (ep *Endpoint) pressureLocked(now time.Time, p Path, others int) pressure {
 	hard := c.MaxHalfOpenAddr
 	soft := max(hard*3/4, 1)
 	room := c.MaxHalfOpen - c.ticketRoom()
-	r := pressure{level: ep.levelLocked(n), suspect: ep.suspects.are(addr, now)}
+	score := ep.suspects.score(addr, now)
+	r := pressure{level: ep.levelLocked(n), suspect: score >= suspectScore}
 	part := func(n, from, to int) float64 { return min(max(float64(n-from)/float64(max(to-from, 1)), 0), 1) }
 	own := part(mine, soft, hard)
 	switch {
@@ -138,10 +139,8 @@ func (ep *Endpoint) pressureLocked(now time.Time, p Path, others int) pressure {
 	}
 	r.fill = max(part(n, c.PuzzleThreshold, room), own)
 	r.chance = 1 - max(part(ep.byLot, 0, c.lotRoom()), own)
-	r.chance *= r.chance / float64((1+mine)*(1+mine))
-	if r.suspect {
-		r.chance /= 4
-	}
+	r.chance /= 1 + float64(mine) + score
+	r.chance *= r.chance
 	return r
 }
 
@@ -181,7 +180,7 @@ type admission struct {
 func (ep *Endpoint) judge(p Path, h header, msg []byte, r pressure) (admission, bool) {
 	now := ep.cfg.Clock.Now()
 	req, ok := peekFresh(msg)
-	if !ok {
+	if !ok || req.sa == nil && h.exchange == exchangeSAInit {
 		ep.count.malformed.Add(1)
 		return admission{}, false
 	}
@@ -239,11 +238,8 @@ func (ep *Endpoint) judge(p Path, h header, msg []byte, r pressure) (admission, 
 func (ep *Endpoint) judgeSolution(now time.Time, p Path, h header, size int, req *freshRequest, r pressure, a admission, info cookieInfo, zeros int) (admission, bool) {
 	need := r.need(&ep.cfg)
 	score := zeros + int(info.puzzles) // one more than that for the first is what the load may have grown by meanwhile
-	ep.cookies.mu.Lock()
-	took := time.Duration(ep.cookies.millis(now)-info.first) * time.Millisecond
-	ep.cookies.mu.Unlock()
-	if took >= puzzleLong {
-		score++
+	if ep.cookies.longAgo(now, info) {
+		score++ // who took so long for its puzzles did what it could
 	}
 	if score >= need || info.puzzles >= maxPuzzles {
 		a.solved = true
@@ -395,9 +391,12 @@ func (s suspect) fading(now time.Time, half time.Duration) float64 {
 	return s.score * math.Exp2(-max(now.Sub(s.at), 0).Seconds()/half.Seconds())
 }
 
-func (s *suspects) are(a netip.Addr, now time.Time) bool {
-	x, ok := s.by[a]
-	return ok && x.now(now) >= suspectScore
+// score is how much an address came to nothing lately.
+func (s *suspects) score(a netip.Addr, now time.Time) float64 {
+	if x, ok := s.by[a]; ok {
+		return x.now(now)
+	}
+	return 0
 }
 
 func (s *suspects) note(a netip.Addr, now time.Time) {

@@ -97,6 +97,9 @@ func (sa *SA) solve(n *message.Notify, s []byte, most int, then func(solution []
 	}
 	spent := min(h.solving.tried, sa.cfg.SolveWork)
 	work.left = sa.cfg.SolveWork - spent
+	if best {
+		work.left /= 2 // there may be others
+	}
 	switch {
 	case err != nil:
 	case sa.cfg.SolveDifficulty < 0:
