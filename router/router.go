@@ -189,6 +189,8 @@ func New(opt Options) (_ *Router, err error) {
 		OpenStream: r.streams.open, CloseStream: r.streams.closeStream,
 		Send: r.sendIKE, SendKeepalive: r.sendKeepalive, LastInbound: r.lastInbound, SourceAddr: r.sourceAddr,
 		Queues: len(r.dp.queues), CookieThreshold: cfg.Limits.CookieThreshold, MaxHalfOpen: cfg.Limits.HalfOpen,
+		PuzzleThreshold: cfg.Limits.PuzzleThreshold, PuzzleDifficulty: cfg.Limits.PuzzleDifficulty, PuzzleMaxDifficulty: cfg.Limits.PuzzleMaximum,
+		SolveDifficulty: solveDifficulty(cfg.Limits.PuzzleSolve), Defence: r.defenceChanged,
 	})
 	if err != nil {
 		return nil, err

@@ -406,6 +406,7 @@ func (r *Router) Counters(ctx context.Context) (*control.Counters, error) {
 		c.Other["socket_"+name] = n
 	}
 	r.streams.counters(c.Other)
+	r.defenceCounters(c.Other)
 	c.Queues = r.dp.queueStatus()
 	c.Other["flows"] = uint64(r.dp.flows.len())
 	c.Other["child_sas"] = uint64(r.dp.sad.len())

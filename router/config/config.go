@@ -103,6 +103,10 @@ type Limits struct {
 	Flows            int           // flows tracked at once; default 65536
 	HalfOpen         int           // unauthenticated IKE SAs at once; default 1024
 	CookieThreshold  int           // half-open IKE SAs from which on cookies are demanded; default 64
+	PuzzleThreshold  int           // half-open IKE SAs from which on puzzles are given; above HalfOpen: to single addresses only; default a quarter of HalfOpen
+	PuzzleDifficulty int           // zero bits of a puzzle at first; default 16
+	PuzzleMaximum    int           // zero bits of a puzzle when there is hardly any room; default 20
+	PuzzleSolve      int           // zero bits of the hardest puzzle of a peer that is solved, 0: none; default 22
 	TCPConnections   int           // TCP connections of peers at once; default 4096
 	RefusalsPerSec   int           // audit records of refused packets per second; default 20
 	ShutdownDeadline time.Duration // time for a graceful stop; default 5s

@@ -39,7 +39,7 @@ func defaults() *Config {
 		Audit: Audit{File: "/var/lib/wardgate/audit.jsonl"},
 		Limits: Limits{
 			HeldPackets: 64, HeldBytes: 262144, HeldFor: 10 * time.Second, Flows: 65536,
-			HalfOpen: 1024, CookieThreshold: 64, TCPConnections: 4096, RefusalsPerSec: 20, ShutdownDeadline: 5 * time.Second,
+			HalfOpen: 1024, CookieThreshold: 64, PuzzleThreshold: 256, PuzzleDifficulty: 16, PuzzleMaximum: 20, PuzzleSolve: 22, TCPConnections: 4096, RefusalsPerSec: 20, ShutdownDeadline: 5 * time.Second,
 		},
 	}
 }
@@ -98,6 +98,10 @@ func TestRefused(t *testing.T) {
 		{"duration", "[limits]\nheld_for = '10'\n", []string{"held_for", "10s"}},
 		{"duration range", "[limits]\nheld_for = '10h'\n", []string{"out of range"}},
 		{"cookies", "[limits]\nhalf_open = 10\ncookie_threshold = 11\n", []string{"cookie_threshold"}},
+		{"puzzles before cookies", "[limits]\npuzzle_threshold = 63\n", []string{"puzzle_threshold", "cookie_threshold (64)"}},
+		{"puzzles too easy", "[limits]\npuzzle_difficulty = 7\n", []string{"puzzle_difficulty", "8"}},
+		{"puzzles get easier", "[limits]\npuzzle_difficulty = 18\npuzzle_maximum = 17\n", []string{"puzzle_maximum", "puzzle_difficulty (18)"}},
+		{"puzzles nobody solves", "[limits]\npuzzle_solve = 29\n", []string{"puzzle_solve", "28"}},
 		{"nothing", "=", []string{"token.module", "token.label", "0 sources of the PIN", "policy.anchors"}},
 		{"two PINs", "=[token]\nmodule='/x'\nlabel='l'\npin_file='/p'\npin_env='P'\n[policy]\nanchors=['/a']\n", []string{"test.toml:1: token: 2 sources"}},
 		{"label", "=[token]\nmodule='/x'\nlabel='" + strings.Repeat("l", 33) + "'\npin_env='P'\n[policy]\nanchors=['/a']\n", []string{"33 bytes"}},

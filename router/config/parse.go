@@ -95,6 +95,10 @@ type fileLimits struct {
 	Flows            *int64  `toml:"flows"`
 	HalfOpen         *int64  `toml:"half_open"`
 	CookieThreshold  *int64  `toml:"cookie_threshold"`
+	PuzzleThreshold  *int64  `toml:"puzzle_threshold"`
+	PuzzleDifficulty *int64  `toml:"puzzle_difficulty"`
+	PuzzleMaximum    *int64  `toml:"puzzle_maximum"`
+	PuzzleSolve      *int64  `toml:"puzzle_solve"`
 	TCPConnections   *int64  `toml:"tcp_connections"`
 	RefusalsPerSec   *int64  `toml:"refusals_per_second"`
 	ShutdownDeadline *string `toml:"shutdown_deadline"`
@@ -374,6 +378,16 @@ func (c *checker) check(f *file) *Config {
 	if l.CookieThreshold > l.HalfOpen {
 		c.bad("limits.cookie_threshold", "%d is above half_open (%d): cookies would never be asked for", l.CookieThreshold, l.HalfOpen)
 	}
+	l.PuzzleThreshold = number(c, "limits.puzzle_threshold", f.Limits.PuzzleThreshold, max(l.HalfOpen/4, l.CookieThreshold, 1), 1, 1<<20)
+	if l.PuzzleThreshold < l.CookieThreshold {
+		c.bad("limits.puzzle_threshold", "%d is below cookie_threshold (%d): a puzzle always comes with a cookie", l.PuzzleThreshold, l.CookieThreshold)
+	}
+	l.PuzzleDifficulty = number(c, "limits.puzzle_difficulty", f.Limits.PuzzleDifficulty, 16, 8, 28)
+	l.PuzzleMaximum = number(c, "limits.puzzle_maximum", f.Limits.PuzzleMaximum, max(l.PuzzleDifficulty, 20), 8, 28)
+	if l.PuzzleMaximum < l.PuzzleDifficulty {
+		c.bad("limits.puzzle_maximum", "%d is below puzzle_difficulty (%d)", l.PuzzleMaximum, l.PuzzleDifficulty)
+	}
+	l.PuzzleSolve = number(c, "limits.puzzle_solve", f.Limits.PuzzleSolve, 22, 0, 28)
 	l.TCPConnections = number(c, "limits.tcp_connections", f.Limits.TCPConnections, 4096, 16, 1<<20)
 	l.RefusalsPerSec = number(c, "limits.refusals_per_second", f.Limits.RefusalsPerSec, 20, 1, 10000)
 	l.ShutdownDeadline = c.duration("limits.shutdown_deadline", f.Limits.ShutdownDeadline, 5*time.Second, 100*time.Millisecond, time.Minute)
