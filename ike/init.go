@@ -697,33 +697,29 @@ func (sa *SA) onFresh(ev evFresh) {
 		stranger(CodeSyntax, err)
 		return
 	}
+	var public []byte
+	var shared suite.Secret
+	if ev.puzzle.difficulty > 0 && mayLock(g.chosen) {
+		if h.locked, err = newLocked(ev.puzzle, g, sa.host.rand(), ev.req.ke.Data); err == nil {
+			public = h.locked.kex.Public()
+		}
+	} else {
+		public, shared, err = suite.Respond(g.chosen.KE, sa.host.rand(), ev.req.ke.Data)
+	}
+	if err != nil {
+		stranger(CodeBadKE, err)
+		return
+	}
+	defer shared.Wipe()
 	nr, err := sa.newNonce()
+	if err == nil && h.locked == nil {
+		err = g.protect(suite.SKEYSEED(prf, shared, ev.req.nonce, nr), ev.req.nonce, nr)
+	}
 	if err != nil {
 		sa.fail(err)
 		return
 	}
 	h.ni, h.nr, h.initReq = ev.req.nonce, nr, ev.raw
-	var public []byte
-	if ev.puzzle.difficulty > 0 && mayLock(g.chosen) {
-		h.locked, err = newLocked(ev.puzzle, g, sa.host.rand(), ev.req.ke.Data)
-		if err != nil {
-			stranger(CodeBadKE, err)
-			return
-		}
-		public = h.locked.kex.Public()
-	} else {
-		var shared suite.Secret
-		public, shared, err = suite.Respond(g.chosen.KE, sa.host.rand(), ev.req.ke.Data)
-		if err != nil {
-			stranger(CodeBadKE, err)
-			return
-		}
-		defer shared.Wipe()
-		if err := g.protect(suite.SKEYSEED(prf, shared, ev.req.nonce, nr), ev.req.nonce, nr); err != nil {
-			sa.fail(err)
-			return
-		}
-	}
 	force := ev.from.force && ev.path.Stream == 0
 	sa.takeInitNotifies(ev.req)
 	sa.redirects.from, h.redirectable = takesRedirect(ev.req)
