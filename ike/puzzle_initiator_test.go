@@ -462,7 +462,7 @@ func TestPuzzleDowngrade(t *testing.T) {
 			}
 			done = true
 			if takeAway {
-				m.Payloads = message.Payloads(deleteNotify(m.Payloads, message.NotifyPuzzle))
+				m.Payloads = deleteNotify(m.Payloads, message.NotifyPuzzle)
 			} else {
 				m.Payloads = append(m.Payloads, message.NewPuzzle(message.PRFHMACSHA2384, 8))
 			}

@@ -63,6 +63,7 @@ var refusedText = map[string]string{
 	"bad-ke":             "a partner with an invalid key exchange",
 	"ts-unacceptable":    "a partner that wanted other addresses than agreed",
 	"flooding":           "too many strangers at once",
+	"puzzle":             "a partner under attack that wants more work done for it than this router does",
 	"invalid-syntax":     "a message that makes no sense",
 	"unexpected-message": "a message at a time when it is not allowed",
 	"peer-refused":       "the partner refused this router",
