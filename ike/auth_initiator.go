@@ -239,6 +239,19 @@ func (sa *SA) finishFirstChild(h *handshake, in *parsed) {
 		fail(refused(CodeSyntax, -1, nil, "the last answer to IKE_AUTH holds no CHILD SA"))
 		return
 	}
+	withdraw := func(err *RefusedError) {
+		sa.refuse(err)
+		fail(err)
+		// The responder believes that it stands: say that it does not.
+		if sa.state == StateEstablished {
+			sa.cur.enqueue(&deleteTask{spis: []uint32{h.childSPI}})
+		}
+	}
+	if n := in.errorNotify(); n != nil {
+		// RFC 7296, section 3.10.1: the request has failed entirely, whatever else is said.
+		withdraw(refused(CodePeerRefused, -1, peerError(n, "the CHILD SA "+h.childCfg.Name), "the peer answers with a CHILD SA and an error; it does not stand"))
+		return
+	}
 	k := keying{id: h.childID, spiIn: h.childSPI, ni: h.ni, nr: h.nr, initiator: true, sendNow: true}
 	local, remote := sa.selectorsOf(h.childCfg)
 	err := sa.withoutAddress(h.childCfg)
@@ -246,12 +259,7 @@ func (sa *SA) finishFirstChild(h *handshake, in *parsed) {
 		err = sa.acceptChild(&k, in, h.offered, local, remote)
 	}
 	if err != nil {
-		sa.refuse(err)
-		fail(err)
-		// The responder believes that it stands: say that it does not.
-		if sa.state == StateEstablished {
-			sa.cur.enqueue(&deleteTask{spis: []uint32{h.childSPI}})
-		}
+		withdraw(err)
 		return
 	}
 	c, ierr := sa.est.install(sa, sa.cur, h.childCfg, k)

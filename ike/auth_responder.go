@@ -322,6 +322,7 @@ func (sa *SA) answerLast(in *parsed, out *outgoing) {
 		sa.refuseAuth(re)
 		return
 	}
+	e.afterAuth = in.id + 1
 	config := sa.answerConfig(e, h.cp, false)
 	sa.goUp(e)
 	g.takeCrashToken(in)

@@ -29,12 +29,14 @@ type established struct {
 	ticketed      bool      // the peer gave us a ticket: another one is asked for when it is used up
 	ticketAt      time.Time // ask for another one then
 
-	reauthAt time.Time // a new IKE SA is to take our place
-	expireAt time.Time // a certificate of the peer's ends
-	rekeyed  int
-	rekeyAt  time.Time // soft lifetime of the IKE SA
-	children []*child
-	later    []delayed // exchanges that are to be tried again
+	reauthAt  time.Time // a new IKE SA is to take our place
+	expireAt  time.Time // a certificate of the peer's ends
+	rekeyed   int
+	rekeyAt   time.Time // soft lifetime of the IKE SA
+	children  []*child
+	afterAuth uint32    // responder: message ID of the peer's next request after IKE_AUTH
+	heardAt   time.Time // when an error that the peer reported was last put on record
+	later     []delayed // exchanges that are to be tried again
 }
 
 // delayed is an exchange that waits, after TEMPORARY_FAILURE for instance.

@@ -241,6 +241,11 @@ func (t *newChild) done(sa *SA, g *generation, in *parsed) {
 		t.followed(sa, g, in)
 		return
 	}
+	if n := in.errorNotify(); n != nil {
+		// RFC 7296, section 3.10.1: the request has failed entirely, whatever else is said.
+		t.broken(sa, refused(CodePeerRefused, -1, peerError(n, "CREATE_CHILD_SA for "+t.cfg.Name), "the peer answers with a CHILD SA and an error; it does not stand"), true)
+		return
+	}
 	k := keying{id: t.id, spiIn: t.spi, ni: t.ni, nr: in.nonce, initiator: true, sendNow: true, queue: t.queue}
 	err := t.accept(sa, g, &k, in)
 	if err == nil && k.chosen.HasAdditionalKE() {
@@ -439,6 +444,10 @@ func (t *newChild) refused(sa *SA, g *generation, n *message.Notify) {
 			sa.noMore(t.cfg.Name)
 			return
 		}
+		if t.old != nil && sa.startOver(n) {
+			t.retire(sa)
+			return
+		}
 	case notifyChildNotFound:
 		old := t.old
 		t.retire(sa)
@@ -538,7 +547,7 @@ func (sa *SA) offerChild(k *keying, out *outgoing, req childRequest) *ChildConfi
 		public, k.shared, err = suite.Respond(k.chosen.KE, sa.host.rand(), req.ke.Data)
 		if err != nil {
 			sa.refuse(refused(CodeBadKE, -1, err, "CREATE_CHILD_SA has bad key exchange data"))
-			out.notify(notifyInvalidSyntax, nil)
+			out.notify(notifyBadKE, nil)
 			return nil
 		}
 	}
@@ -643,6 +652,7 @@ func (sa *SA) onCreateChild(g *generation, in *parsed) *outgoing {
 		return temporary
 	}
 	if err := g.prot.prf.CheckNonce(in.nonce); err != nil {
+		sa.refuse(refused(CodeSyntax, -1, err, "a CREATE_CHILD_SA request has a bad nonce"))
 		return newOutgoing().notify(notifyInvalidSyntax, nil)
 	}
 	if form == message.FormRekeyIKERequest {

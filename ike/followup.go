@@ -224,7 +224,7 @@ func (sa *SA) onFollowupKE(g *generation, in *parsed) *outgoing {
 	bad := func(err error) *outgoing {
 		sa.forget(p)
 		sa.refuse(refused(CodeBadKE, -1, err, "IKE_FOLLOWUP_KE has key exchange data of %s; expected is %s", suite.KEName(uint16(in.ke.Method)), suite.KEName(p.methods[0])))
-		return newOutgoing().notify(notifyInvalidSyntax, nil)
+		return newOutgoing().notify(notifyBadKE, nil)
 	}
 	if uint16(in.ke.Method) != p.methods[0] {
 		return bad(nil)

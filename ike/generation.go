@@ -215,17 +215,16 @@ func (g *generation) onRequest(ev evDatagram) {
 	switch ev.head.exchange {
 	case exchangeCreateChild:
 		if out := sa.onCreateChild(g, in); out != nil {
-			g.respond(in, out)
+			g.respondOrEnd(in, out)
 		}
 	case exchangeInformational:
 		sa.onInformational(g, in)
 	case exchangeFollowupKE:
 		if out := sa.onFollowupKE(g, in); out != nil {
-			g.respond(in, out)
+			g.respondOrEnd(in, out)
 		}
 	default:
-		// RFC 7296, section 2.21.3: an exchange that makes no sense now; say so and stay.
-		g.respond(in, newOutgoing().notify(notifyInvalidSyntax, nil))
+		sa.refuseSyntax(g, in, refused(CodeUnexpected, -1, nil, "%s makes no sense in an IKE SA that stands", exchangeName(ev.head.exchange)))
 	}
 }
 
@@ -248,6 +247,22 @@ func (g *generation) rejectMalformed(ev evDatagram, err error) {
 	g.respond(in, notify)
 	// Section 2.21.3: INVALID_SYNTAX in a protected exchange ends the IKE SA on both sides.
 	sa.close(Reason{Code: ReasonProtocol, Text: "the peer sent a malformed request: " + err.Error(), Remote: true})
+}
+
+// refuseSyntax answers a request with INVALID_SYNTAX, which ends the IKE SA at both ends (RFC 7296, section
+// 2.21.3). The peer is not told more.
+func (sa *SA) refuseSyntax(g *generation, in *parsed, e *RefusedError) {
+	sa.refuse(e)
+	g.respond(in, newOutgoing().notify(notifyInvalidSyntax, nil))
+	sa.close(Reason{Code: ReasonProtocol, Text: e.Error(), Remote: true})
+}
+
+// respondOrEnd sends an answer. INVALID_SYNTAX among it ends the IKE SA: see refuseSyntax.
+func (g *generation) respondOrEnd(in *parsed, out *outgoing) {
+	g.respond(in, out)
+	if out.has(notifyInvalidSyntax) {
+		g.sa.close(Reason{Code: ReasonProtocol, Text: "the peer sent a malformed " + exchangeName(in.exchange), Remote: true})
+	}
 }
 
 // respond sends the answer to in and keeps it for repetitions.
@@ -294,6 +309,16 @@ func (g *generation) onResponse(ev evDatagram) {
 		return
 	}
 	in.id, in.exchange = ev.head.id, ev.head.exchange
+	if in.has(notifyInvalidSyntax) && sa.state == StateEstablished && g == sa.cur {
+		// Section 2.21.3: fatal in both peers, without a Delete.
+		if x, ok := r.task.(retired); ok {
+			x.retire(sa)
+		}
+		err := peerError(in.notify(notifyInvalidSyntax), exchangeName(r.exchange))
+		sa.refuse(refused(CodePeerRefused, -1, err, "the peer takes our %s for malformed, which ends the IKE SA at both ends; its own records say why", exchangeName(r.exchange)))
+		sa.close(Reason{Code: ReasonProtocol, Text: err.Error(), Remote: true})
+		return
+	}
 	r.task.done(sa, g, in)
 }
 

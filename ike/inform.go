@@ -146,6 +146,13 @@ func (sa *SA) onInformational(g *generation, in *parsed) {
 		sa.close(Reason{Code: ReasonDeletedByPeer, Text: "the peer did not accept our authentication", Remote: true})
 		return
 	}
+	if n := sa.fatalAfterAuth(g, in); n != nil {
+		sa.refuse(refused(CodePeerRefused, -1, nil, "the peer reports %v about our last answer to IKE_AUTH; its own records say why", n.Type))
+		g.respond(in, newOutgoing())
+		sa.close(Reason{Code: ReasonDeletedByPeer, Text: fmt.Sprintf("the peer did not take our last answer to IKE_AUTH: %v", n.Type), Remote: true})
+		return
+	}
+	sa.hear(in)
 	out := newOutgoing()
 	if !sa.onMobike(g, in, out) {
 		g.respond(in, out)
@@ -180,6 +187,35 @@ func (sa *SA) onInformational(g *generation, in *parsed) {
 		out.add(&message.Delete{Protocol: message.ProtocolESP, SPIs: answer})
 	}
 	g.respond(in, out)
+}
+
+// fatalAfterAuth returns the error by which an initiator ends an IKE SA without a Delete, in the exchange
+// right after IKE_AUTH (RFC 7296, section 2.21.2). In any other one it is no more than said.
+func (sa *SA) fatalAfterAuth(g *generation, in *parsed) *message.Notify {
+	if sa.initiator || sa.est.rekeyed > 0 || g != sa.cur || in.id != sa.est.afterAuth {
+		return nil
+	}
+	for _, n := range in.notifies {
+		if n.Type == notifyInvalidSyntax || n.Type == notifyUnsupportedCritical {
+			return n
+		}
+	}
+	return nil
+}
+
+// hear keeps for the records what a peer reports in a request: an error there changes nothing (RFC 7296,
+// section 3.10.1), such as INVALID_SELECTORS or INVALID_SPI about a packet. At most one in ten seconds.
+func (sa *SA) hear(in *parsed) {
+	n := in.errorNotify()
+	if n == nil || !due(sa.now, sa.est.heardAt.Add(hintInterval)) {
+		return
+	}
+	sa.est.heardAt = sa.now
+	about := ""
+	if spi, ok := n.SPI32(); ok {
+		about = fmt.Sprintf(" about SPI %08x", spi)
+	}
+	sa.refuse(refused(CodePeerRefused, -1, nil, "the peer reports %v%s; nothing is done about it", n.Type, about))
 }
 
 // maxStillborn bounds what is kept about a peer that deletes what nobody knows.

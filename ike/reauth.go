@@ -106,6 +106,18 @@ func (sa *SA) reauthenticate() {
 	sa.do(a)
 }
 
+// startOver: the peer gives nothing new keys in this IKE SA (NO_ADDITIONAL_SAS). Another one takes its
+// place (RFC 7296, section 4), and is tried for as often as it takes. false: that is not it, or it is not
+// ours to do.
+func (sa *SA) startOver(n *message.Notify) bool {
+	if n.Type != notifyNoAdditionalSAs || sa.peer.Assign != nil && !sa.initiator {
+		return false
+	}
+	sa.refuse(refused(CodePeerRefused, -1, peerError(n, "CREATE_CHILD_SA"), "the peer takes no more SAs in this IKE SA; another one takes its place"))
+	sa.est.reauthBy(sa.now)
+	return true
+}
+
 // takeOver ends the IKE SA in whose place this one was made.
 func (sa *SA) takeOver() {
 	old := sa.replaces

@@ -112,6 +112,11 @@ func (t *rekeyIKE) done(sa *SA, g *generation, in *parsed) {
 		t.followed(sa, g, in)
 		return
 	}
+	if n := in.errorNotify(); n != nil {
+		// RFC 7296, section 3.10.1: the request has failed entirely; the peer may see that in another way.
+		t.broken(sa, refused(CodePeerRefused, -1, peerError(n, "the rekey of the IKE SA"), "the peer answers with new keys and an error"))
+		return
+	}
 	if err := t.accept(sa, g, in); err != nil {
 		t.broken(sa, err)
 		return
@@ -268,6 +273,9 @@ func (t *rekeyIKE) refused(sa *SA, g *generation, n *message.Notify) {
 		}
 	}
 	t.retire(sa)
+	if sa.startOver(n) {
+		return
+	}
 	after := sa.retryLater()
 	if n.Type == notifyTemporaryFailure || n.Type == notifyStateNotFound {
 		after = sa.retryAfter() // RFC 7296, section 2.25: never at once; RFC 9370, section 2.2.4: begin anew
@@ -325,7 +333,7 @@ func (sa *SA) onRekeyIKE(g *generation, in *parsed) *outgoing {
 	public, shared, err := suite.Respond(chosen.KE, sa.host.rand(), in.ke.Data)
 	if err != nil {
 		sa.refuse(refused(CodeBadKE, -1, err, "the rekey of the IKE SA has bad key exchange data"))
-		return newOutgoing().notify(notifyInvalidSyntax, nil)
+		return newOutgoing().notify(notifyBadKE, nil)
 	}
 	nr, err := sa.newNonce()
 	if err != nil {

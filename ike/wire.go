@@ -22,6 +22,10 @@ const (
 	exchangeFollowupKE    = uint8(message.ExchangeIKEFollowupKE)
 	exchangeResume        = uint8(message.ExchangeIKESessionResume)
 
+	// A key exchange value that is none, once the IKE SA stands: no new SA comes of it. INVALID_SYNTAX would
+	// end the IKE SA at both ends (RFC 7296, sections 2.21.3 and 3.10.1).
+	notifyBadKE = message.NotifyNoProposalChosen
+
 	flagInitiator = uint8(message.FlagInitiator)
 	flagResponse  = uint8(message.FlagResponse)
 
@@ -175,6 +179,8 @@ func (o *outgoing) add(p ...message.Payload) *outgoing {
 func (o *outgoing) notify(t message.NotifyType, data []byte) *outgoing {
 	return o.add(message.NewNotify(t, data...))
 }
+
+func (o *outgoing) has(t message.NotifyType) bool { return o.ps.HasNotify(t) }
 
 func (o *outgoing) offers(offers ...suite.Offer) *outgoing {
 	sa := &message.SA{}
