@@ -13,7 +13,6 @@ import (
 	"pgregory.net/rapid"
 
 	"wardgate/ike"
-	"wardgate/ike/iketest"
 	"wardgate/ike/message"
 )
 
@@ -328,7 +327,7 @@ func TestPacketFirst(t *testing.T) {
 				if !more {
 					t.Error("B did not say that others are possible")
 				}
-				if err := p.a.Endpoint.RekeyChild(only(p.a).ID); err != nil {
+				if err := p.a.Endpoint.RekeyChild(childOf(t, p.a).ID); err != nil {
 					t.Fatal(err)
 				}
 				p.w.For(5 * time.Second)
@@ -462,7 +461,7 @@ func TestAnswerOutside(t *testing.T) {
 					return false
 				}
 				if rekey {
-					if err := p.a.Endpoint.RekeyChild(only(p.a).ID); err != nil {
+					if err := p.a.Endpoint.RekeyChild(childOf(t, p.a).ID); err != nil {
 						t.Fatal(err)
 					}
 				} else if err := p.a.Endpoint.Initiate("a-b", "net"); err != nil {
@@ -500,7 +499,7 @@ func TestRekeyNarrower(t *testing.T) {
 	p.up()
 	next, _ := p.a.Endpoint.IDs()
 	ps := childRequest(0x01020304, prefix("10.1.0.0/25"), prefix("10.2.0.0/24"))
-	answer := p.asked(36, next, append(message.Payloads{message.NewRekeySA(message.ProtocolESP, only(p.a).SPIIn)}, ps...))
+	answer := p.asked(36, next, append(message.Payloads{message.NewRekeySA(message.ProtocolESP, childOf(t, p.a).SPIIn)}, ps...))
 	if n := answer.ErrorNotify(); n == nil || n.Type != message.NotifyTSUnacceptable {
 		t.Errorf("B answered %v", answer)
 	}
@@ -527,7 +526,7 @@ func TestRekeyNarrower(t *testing.T) {
 		}
 		return true
 	}
-	if err := p.a.Endpoint.RekeyChild(only(p.a).ID); err != nil {
+	if err := p.a.Endpoint.RekeyChild(childOf(t, p.a).ID); err != nil {
 		t.Fatal(err)
 	}
 	p.w.For(5 * time.Second)
@@ -552,12 +551,4 @@ func TestSelectorsThatCarryNothing(t *testing.T) {
 			t.Errorf("%s: taken", name)
 		}
 	}
-}
-
-// only returns the CHILD SA of a node, any if it has several.
-func only(n *iketest.Node) *iketest.Child {
-	for _, c := range n.Children {
-		return c
-	}
-	return nil
 }
