@@ -2,6 +2,7 @@ package ike
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/binary"
 	"fmt"
@@ -178,6 +179,7 @@ func (ep *Endpoint) covering(old *box, a actReauth) (id SAID, ok, settled bool) 
 		}
 	}
 	ep.mu.Unlock()
+	slices.SortFunc(others, func(x, y *box) int { return cmp.Compare(x.id, y.id) }) // the same in every run of a schedule
 	for _, o := range others {
 		o.step.Lock()
 		ok, settled := o.sa.covers(a, now)
