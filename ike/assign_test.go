@@ -470,3 +470,56 @@ func TestAssignRefusesWhatMakesNoSense(t *testing.T) {
 		t.Error("a connection without a pool was taken")
 	}
 }
+
+// oneAddress is a pool that gives everybody the same address.
+type oneAddress struct{ netip.Prefix }
+
+func (o oneAddress) Lease(ike.LeaseQuery) (netip.Prefix, bool) { return o.Prefix, true }
+func (o oneAddress) Release(ike.LeaseQuery, netip.Addr)        {}
+
+// TestAssignTwoPeers: two peers have two addresses, also where the pool errs: the second one then has none.
+func TestAssignTwoPeers(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		pool   ike.AddressPool
+		second string
+	}{
+		"pool":                     {newWatchedPool(dialIn4), "10.9.0.2"},
+		"the same address":         {oneAddress{netip.MustParsePrefix("10.9.0.1/32")}, ""},
+		"of the other family":      {oneAddress{netip.MustParsePrefix("2001:db8:9::1/128")}, ""},
+		"that is of no machine":    {oneAddress{netip.MustParsePrefix("0.0.0.0/32")}, ""},
+		"without a prefix at all":  {oneAddress{}, ""},
+		"outside of the selectors": {oneAddress{netip.MustParsePrefix("172.16.0.1/32")}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := facilities()
+			p := newPair(t, pairOptions{edit: dialsIn, eb: withPool(c.pool)})
+			third := connection(t, "c-b", f[2], f[1], f[2].groupA, f[1].groupA, addrB, "10.1.0.0/24", "10.2.0.0/24")
+			third.Request, third.Children = &ike.ConfigRequest{IPv4: ike.Required}, p.ca.Children
+			p.ca.Request = third.Request
+			atB := connection(t, "c-b", f[1], f[2], f[1].groupA, f[2].groupA, addrC, "10.2.0.0/24", "10.1.0.0/24")
+			atB.Remote, atB.Assign, atB.Children = nil, p.cb.Assign, p.cb.Children
+			if err := p.b.Endpoint.SetPeers([]*ike.PeerConfig{p.cb, atB}); err != nil {
+				t.Fatal(err)
+			}
+			n := must(p.w.NewNode("C", addrC, nil))
+			if err := n.Endpoint.SetPeers([]*ike.PeerConfig{third}); err != nil {
+				t.Fatal(err)
+			}
+			initiate(t, p.a, "a-b")
+			p.w.For(time.Second)
+			initiate(t, n, "c-b")
+			p.w.For(5 * time.Second)
+			if c.second == "" {
+				if len(n.Failed) != 1 || len(n.Children) > 0 {
+					t.Errorf("C was told %v, has %d CHILD SAs", n.Failed, len(n.Children))
+				}
+				return
+			}
+			if got := ikeOf(t, n).Assigned.Addrs[0].Addr().String(); got != c.second || textOf(childOf(t, n).LocalTS) != c.second {
+				t.Errorf("C has %s, want %s", got, c.second)
+			}
+		})
+	}
+}
