@@ -45,6 +45,13 @@ func floodCommand() *cobra.Command {
 			if q := r.Quiet.Median(); q > 0 {
 				fmt.Printf("median under the flood: %.1f times the quiet one\n", float64(r.Under.Median())/float64(q))
 			}
+			if t.Return {
+				fmt.Printf("requests that came again with their cookies: %d\n", r.Returned)
+			}
+			fmt.Printf("level of defence: none %v, cookie %v, puzzle %v; at most %d zero bits, at most %d IKE SAs half-open\n", r.Levels[0], r.Levels[1], r.Levels[2], r.Difficulty, r.HalfOpen)
+			fmt.Printf("requests answered with a cookie %d, with a puzzle %d; let in with a solution %d, by lot %d; without one not let in %d, no room %d, malformed %d\n",
+				r.Answers["ike_defence_cookies"], r.Answers["ike_defence_puzzles"], r.Answers["ike_defence_solved"], r.Answers["ike_defence_lot_won"],
+				r.Answers["ike_defence_dropped"], r.Answers["ike_defence_no_room"], r.Answers["ike_defence_malformed"])
 			fmt.Printf("datagrams that the router's sockets had no room for: %d, %.2f %%\n", r.NoRoom, 100*float64(r.NoRoom)/float64(max(r.Sent, 1)))
 			fmt.Printf("resident memory of the router: %d MiB before, %d MiB at most during, %d MiB after\n", r.RSS[0]>>20, r.RSS[1]>>20, r.RSS[2]>>20)
 			return nil
@@ -54,6 +61,7 @@ func floodCommand() *cobra.Command {
 	f.StringVar(&bin, "bin", "build/bin", "folder of wardgated, wardgate and wardgate-chip")
 	f.Float64Var(&t.Rate, "rate", 50_000, "spoofed requests per second")
 	f.DurationVar(&t.For, "for", 30*time.Second, "how long")
+	f.BoolVar(&t.Return, "return-cookies", false, "the attackers return their cookies, and solve no puzzles")
 	f.IntVar(&t.Honest, "honest", 200, "honest connections, in quiet and again under the flood")
 	return cmd
 }

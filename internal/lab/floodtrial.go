@@ -21,17 +21,23 @@ type FloodTrial struct {
 	Rate   float64       // spoofed requests per second
 	For    time.Duration // of the flood
 	Honest int           // connections that come up on demand: so many in quiet, so many under the flood
+	Return bool          // the attackers return the cookies that are asked for, and solve no puzzles
 	Pin    bool          // the router on the last processor alone, everybody else on the first
 }
 
 // FloodReport is what came of it.
 type FloodReport struct {
 	Sent         uint64 // spoofed requests
+	Returned     uint64 // of them again with their cookies
 	Took         time.Duration
 	Quiet, Under Honest
-	RSS          [3]int64      // resident octets of the router: before, the most of during, after
-	CPU          time.Duration // of the router, during the flood
-	NoRoom       uint64        // datagrams that the router's sockets had no room for: it was not given its processor in time
+	RSS          [3]int64          // resident octets of the router: before, the most of during, after
+	CPU          time.Duration     // of the router, during the flood
+	Levels       [3]time.Duration  // how long the router's defence was at each level (RFC 8019): none, cookie, puzzle
+	Difficulty   uint64            // zero bits, the most that its puzzles asked for
+	HalfOpen     uint64            // IKE SAs, the most
+	Answers      map[string]uint64 // what became of requests, as control.Counters names it
+	NoRoom       uint64            // datagrams that the router's sockets had no room for: it was not given its processor in time
 }
 
 // Honest is how connections came up, one after the other.
@@ -121,14 +127,29 @@ func (l *Lab) Flooded(ctx context.Context, t FloodTrial) (r *FloodReport, err er
 	if t.Pin {
 		cpu = 0
 	}
+	s := Spoof{Dev: WANDev, To: pairWAN[1], Sources: floodSources, Rate: t.Rate, CPU: cpu}
+	returned := make(chan error, 1)
+	if t.Return {
+		go func() {
+			var err error
+			r.Returned, err = p.A.ReturnCookies(attack, s)
+			returned <- err
+		}()
+	} else {
+		returned <- nil
+	}
 	go func() {
 		var err error
-		r.Sent, err = p.A.Spoof(attack, Spoof{Dev: WANDev, To: pairWAN[1], Sources: floodSources, Rate: t.Rate, CPU: cpu})
+		r.Sent, err = p.A.Spoof(attack, s)
 		r.Took = time.Since(begin)
 		attacked <- err
 	}()
-	most := make(chan int64, 1)
+	most, watched := make(chan int64, 1), make(chan struct{})
 	go func() { most <- watchRSS(attack, victim) }()
+	go func() {
+		defer close(watched)
+		r.watchDefence(attack, w.sides[1])
+	}()
 	// The half-open table fills first; then the honest ones come, spread over the flood.
 	select {
 	case <-time.After(t.For / 10):
@@ -145,7 +166,8 @@ func (l *Lab) Flooded(ctx context.Context, t FloodTrial) (r *FloodReport, err er
 	cpu1, cpuErr := CPUTime(victim.PID)
 	r.CPU = cpu1 - cpu0
 	stop()
-	err = errors.Join(err, <-attacked, cpuErr)
+	err = errors.Join(err, <-attacked, <-returned, cpuErr)
+	<-watched
 	r.RSS[1] = <-most
 	if err == nil {
 		r.RSS[2], err = victim.RSS()
@@ -210,6 +232,25 @@ func pin(pid, cpu int) error {
 		}
 	}
 	return nil
+}
+
+// watchDefence notes how the router meets strangers until ctx is done.
+func (r *FloodReport) watchDefence(ctx context.Context, f *Facility) {
+	const pause = 500 * time.Millisecond
+	for tick := time.NewTicker(pause); ; {
+		if c, err := f.Control().Counters(ctx); err == nil {
+			r.Answers = c.Other
+			r.Levels[min(c.Other["ike_defence_level"], uint64(len(r.Levels)-1))] += pause
+			r.Difficulty = max(r.Difficulty, c.Other["ike_defence_difficulty"])
+			r.HalfOpen = max(r.HalfOpen, c.Other["ike_defence_half_open"])
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		}
+	}
 }
 
 // watchRSS returns the most that a process had resident until ctx was done.

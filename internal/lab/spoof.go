@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -60,6 +59,11 @@ func (n *Netns) Spoof(ctx context.Context, s Spoof) (sent uint64, err error) {
 	if !s.Sources.Addr().Is4() || s.Sources.Bits() > 24 || !s.To.Is4() {
 		return 0, fmt.Errorf("lab: flood from %v to %v: want IPv4, from a /24 or wider", s.Sources, s.To)
 	}
+	return n.attack(s, func() (uint64, error) { return spoof(ctx, s) })
+}
+
+// attack runs f on a thread of its own in the namespace, on the flood's processor.
+func (n *Netns) attack(s Spoof, f func() (uint64, error)) (sent uint64, err error) {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends, with its namespace and its processor
@@ -71,11 +75,32 @@ func (n *Netns) Spoof(ctx context.Context, s Spoof) (sent uint64, err error) {
 					return err
 				}
 			}
-			sent, err = spoof(ctx, s)
+			sent, err = f()
 			return err
 		})
 	}()
-	return sent, <-result
+	err = <-result
+	return sent, err
+}
+
+// spoofFrame is a frame with the request, without its source address, SPI and number.
+func spoofFrame(dev *net.Interface, mac []byte, victim netip.Addr) []byte {
+	ikeMsg, _, ke, _ := spoofRequest()
+	ikeMsg[ke] = 9 // a point that everybody has a secret with
+	frame := make([]byte, etherLen+ipv4Len+udpLen, etherLen+ipv4Len+udpLen+len(ikeMsg))
+	copy(frame, mac)
+	copy(frame[6:], dev.HardwareAddr)
+	binary.BigEndian.PutUint16(frame[12:], unix.ETH_P_IP)
+	ip := frame[etherLen:]
+	ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_UDP
+	binary.BigEndian.PutUint16(ip[2:], uint16(ipv4Len+udpLen+len(ikeMsg)))
+	to := victim.As4()
+	copy(ip[16:], to[:])
+	udp := ip[ipv4Len:]
+	binary.BigEndian.PutUint16(udp, ikePort)
+	binary.BigEndian.PutUint16(udp[2:], ikePort)
+	binary.BigEndian.PutUint16(udp[4:], uint16(udpLen+len(ikeMsg))) // no checksum: IPv4 allows that
+	return append(frame, ikeMsg...)
 }
 
 func spoof(ctx context.Context, s Spoof) (sent uint64, err error) {
@@ -95,28 +120,9 @@ func spoof(ctx context.Context, s Spoof) (sent uint64, err error) {
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: dev.Index}); err != nil {
 		return 0, err
 	}
-	ikeMsg, spi, ke, nonce := spoofRequest()
-	frame := make([]byte, etherLen+ipv4Len+udpLen, etherLen+ipv4Len+udpLen+len(ikeMsg))
-	copy(frame, mac)
-	copy(frame[6:], dev.HardwareAddr)
-	binary.BigEndian.PutUint16(frame[12:], unix.ETH_P_IP)
-	ip := frame[etherLen:]
-	ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(ip[2:], uint16(ipv4Len+udpLen+len(ikeMsg)))
-	to := s.To.As4()
-	copy(ip[16:], to[:])
-	udp := ip[ipv4Len:]
-	binary.BigEndian.PutUint16(udp, 500)
-	binary.BigEndian.PutUint16(udp[2:], 500)
-	binary.BigEndian.PutUint16(udp[4:], uint16(udpLen+len(ikeMsg))) // no checksum: IPv4 allows that
-	frame = append(frame, ikeMsg...)
 	const head = etherLen + ipv4Len + udpLen
-	if _, err := rand.Read(frame[head+ke : head+ke+32]); err != nil {
-		return 0, err
-	}
-	if _, err := rand.Read(frame[head+nonce : head+nonce+32]); err != nil {
-		return 0, err
-	}
+	frame := spoofFrame(dev, mac, s.To)
+	_, spi, _, nonce := spoofRequest()
 
 	frames, iovs, msgs := make([][]byte, floodBatch), make([]unix.Iovec, floodBatch), make([]mmsghdr, floodBatch)
 	for i := range frames {
