@@ -157,6 +157,9 @@ func (g *generation) onTimer() {
 	r.tries++
 	r.wait = min(time.Duration(float64(r.wait)*cfg.Factor), time.Minute)
 	r.next = now.Add(r.wait)
+	if t, ok := r.task.(*updateTask); ok {
+		t.repeated = true
+	}
 	// RFC 7296, section 2.1: a repetition is the same octets; with RFC 7383 all fragments again.
 	g.sa.send(g.sa.path, r.msgs)
 	g.sa.tryTCP(r)

@@ -292,9 +292,10 @@ func (c cookie2) verify(sa *SA, in *parsed) bool {
 
 // updateTask is UPDATE_SA_ADDRESSES.
 type updateTask struct {
-	seq    uint64
-	path   Path
-	cookie cookie2
+	seq      uint64
+	path     Path
+	cookie   cookie2
+	repeated bool
 }
 
 func (t *updateTask) build(sa *SA, g *generation) (uint8, *outgoing, bool) {
@@ -335,6 +336,11 @@ func (t *updateTask) done(sa *SA, g *generation, in *parsed) {
 	m.probing, m.refused = 0, 0
 	sa.takeNATDetection(g, in)
 	sa.checked()
+	if t.repeated && sa.nat.local {
+		// The answer is that to the copy that came first, with the source that this one had. A NAT may
+		// have another port by now, or none may be there at all.
+		sa.update()
+	}
 }
 
 // retire sends it again: the peer may never have got it before it rekeyed the IKE SA.
