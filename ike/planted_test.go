@@ -90,6 +90,38 @@ var plantedBugs = []plantedBug{
 	{"an IKE SA that ends puts CHILD SAs in another one's place", []plantedEdit{
 		{"sa.go", "for _, c := range slices.Backward(slices.Clone(sa.est.children)) {", "for _, c := range slices.Clone(sa.est.children) {"},
 	}, "before anybody can receive on it"},
+	{"an IKE SA follows the source of its packets, with MOBIKE too", []plantedEdit{
+		{"generation.go", "sa.est != nil && sa.mob != nil {", "false {"},
+		{"generation.go", "	case sa.nat.remote && !sa.nat.local && p.Encap == sa.path.Encap:", "	case sa.mob != nil || sa.nat.remote && !sa.nat.local && p.Encap == sa.path.Encap:"},
+	}, "section 3.5|section 3.7"},
+	{"data goes to an address that the peer has not shown to get anything at", []plantedEdit{
+		{"mobike.go", "	if !m.checking && p.Remote.Addr() != sa.path.Remote.Addr() {", "	if false {"},
+	}, "section 3.7"},
+	{"the answer to a check of an address is not tied to the address", []plantedEdit{
+		{"mobike.go", "	case t.seq != sa.mob.seq:\n", "	case false:\n"},
+	}, "section 3.7"},
+	{"an update of addresses is lost in a rekey", []plantedEdit{
+		{"mobike.go", "	if sa.mob != nil && sa.state == StateEstablished {\n\t\tsa.update()", "	if false {\n\t\tsa.update()"},
+	}, "no agreement"},
+	{"a cookie is not looked at", []plantedEdit{
+		{"cookie.go", "return subtle.ConstantTimeCompare(c, cookie(&j.secret[i], j.version-i, ni, remote, spiI)) == 1", "return subtle.ConstantTimeCompare(c, c) == 1"},
+		{"cookie.go", "	if i > 1 {\n\t\treturn false", "	if i > 1 {\n\t\treturn true"},
+	}, "never returned a cookie"},
+	{"a redirect is followed by whom it did not come from", []plantedEdit{
+		{"redirect.go", "	if !bytes.Equal(nonce, h.ni) {", "	if bytes.Equal(nonce, nil) {"},
+	}, "only an attacker sends it"},
+	{"redirects are not counted", []plantedEdit{
+		{"redirect.go", "	if len(r.times) >= maxRedirects {", "	if false {"},
+	}, "from one gateway to the next"},
+	{"two peers get one address", []plantedEdit{
+		{"pool.go", "!p.reserved[a] && p.byAddr[a] == nil {\n", "!p.reserved[a] {\n\t\t\t\tp.next[i] = a\n"},
+	}, "and to|has it"},
+	{"an address is not given back", []plantedEdit{
+		{"leases.go", "		if delete(h.users, b.id); len(h.users) == 0 {", "		if false {"},
+	}, "still holds"},
+	{"a TCP connection is not closed", []plantedEdit{
+		{"tcp.go", "			sa.do(actCloseStream{s})\n", ""},
+	}, "TCP connections"},
 }
 
 // TestPlantedBugs is the test of the test: the simulator finds each bug within 10,000 schedules.

@@ -2,16 +2,20 @@ package ike
 
 import (
 	"fmt"
+	"maps"
+	"net/netip"
 
 	"wardgate/ike/message"
 )
 
 // Glimpse is what an endpoint holds, for the simulator (iketest.View).
 type Glimpse struct {
-	IKE, Up, SPIs, Half, ESP int
-	Waiting, Versions        int
-	Busy                     bool
-	Broken                   string
+	IKE, Up, SPIs, Half int
+	HalfAt              map[netip.Addr]int
+	ESP                 int
+	Waiting, Versions   int
+	Busy                bool
+	Broken              string
 }
 
 // Inspect looks at everything that an endpoint holds.
@@ -19,6 +23,9 @@ func (ep *Endpoint) Inspect() (v Glimpse) {
 	ep.mu.Lock()
 	defer ep.mu.Unlock()
 	v.IKE, v.SPIs, v.Half, v.ESP = len(ep.boxes), len(ep.spis), len(ep.half), len(ep.espSPIs)
+	if len(ep.halfAddr) > 0 {
+		v.HalfAt = maps.Clone(ep.halfAddr)
+	}
 	for _, b := range ep.boxes {
 		b.step.Lock()
 		b.inspect(&v)
@@ -107,7 +114,7 @@ type SAPath struct {
 func (ep *Endpoint) SAPaths() (out []SAPath) {
 	for _, b := range ep.allBoxes() {
 		b.step.Lock()
-		if sa := b.sa; sa != nil && sa.est != nil && sa.state != StateClosed {
+		if sa := b.sa; sa != nil && sa.est != nil && sa.state == StateEstablished {
 			out = append(out, SAPath{b.id, sa.initiator, sa.mob != nil, sa.path, sa.espPath()})
 		}
 		b.step.Unlock()

@@ -3,18 +3,8 @@ package iketest
 import (
 	"bytes"
 	"cmp"
-	"crypto"
-	"crypto/ed25519"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"errors"
-	"fmt"
-	"io"
-	"math/big"
 	"net/netip"
 	"slices"
-	"sync"
-	"time"
 
 	"wardgate/ike"
 	"wardgate/ike/message"
@@ -29,7 +19,7 @@ func (r *run) act(o Op) {
 	switch o.Kind {
 	case OpInitiate:
 		if up {
-			_ = ep.Initiate(connName(o.Node, o.Peer), []string{"net", "other"}[o.N%2])
+			_ = ep.Initiate(r.plan.connection(o))
 		}
 	case OpRekeyChild:
 		if c := n.pick(o.N); c != nil && up {
@@ -46,11 +36,12 @@ func (r *run) act(o Op) {
 		}
 	case OpTerminate:
 		if up {
-			ep.Terminate(connName(o.Node, o.Peer), "the plan")
+			name, _ := r.plan.connection(o)
+			ep.Terminate(name, "the plan")
 		}
 	case OpQueues:
 		if up {
-			_ = ep.WantQueues(connName(o.Node, o.Peer), "net", int(o.N%5))
+			_ = ep.WantQueues(r.plan.connName(o.Node, o.Peer), "net", int(o.N%5))
 		}
 	case OpPolicy:
 		if up {
@@ -81,6 +72,16 @@ func (r *run) act(o Op) {
 		r.cutOne(o)
 	case OpNATGoes:
 		delete(r.nats, nodeAddr(o.Node, int(o.N%maxAddrs)))
+	case OpFlood:
+		r.flood(o, n)
+	case OpRedirect:
+		r.redirect(o, n)
+	case OpFalseRedirect:
+		r.falseRedirect(n)
+	case OpNoUDP:
+		r.noUDP = o.N%2 == 1
+	case OpBreakTCP:
+		n.breakTCP()
 	case OpSteal:
 		n.stolen = netip.AddrPortFrom(attacker, 500)
 	case OpTokenSlow:
@@ -121,7 +122,7 @@ func (r *run) policy(o Op, n *simNode) {
 	case 1: // the same objects
 		_ = n.Endpoint.SetPeers(n.conns)
 	case 2:
-		_ = n.Endpoint.SetPeers(slices.DeleteFunc(slices.Clone(n.conns), func(c *ike.PeerConfig) bool { return c.Name == connName(o.Node, o.Peer) }))
+		_ = n.Endpoint.SetPeers(slices.DeleteFunc(slices.Clone(n.conns), func(c *ike.PeerConfig) bool { return c.Name == r.plan.connName(o.Node, o.Peer) }))
 	}
 }
 
@@ -194,7 +195,7 @@ func (r *run) forge(o Op, n *simNode) {
 	}
 	kinds := 12
 	if r.plan.mobile() {
-		kinds = 15
+		kinds = 16
 	}
 	pick, kind, response, victim := next(7), next(kinds), next(4) == 0, false
 	delta := []int{0, 0, 0, 0, 1, 2, -1, -2, 5, 1 << 20}[next(10)]
@@ -253,6 +254,9 @@ func (r *run) forge(o Op, n *simNode) {
 	case 14: // it answers what it has not seen
 		exchange, response = 37, true
 		ps = message.Payloads{message.NewNotify(message.NotifyCookie2, nonce[:16]...)}
+	case 15: // a gateway where nobody may go
+		exchange = 37
+		ps = message.Payloads{message.NewNotify(message.NotifyRedirect, append([]byte{1, 4}, attacker.AsSlice()...)...)}
 	default:
 		ps = message.Payloads{&message.Unknown{Generic: message.Generic{Critical: next(2) == 0}, Type: 200, Data: nonce[:4]}}
 	}
@@ -268,195 +272,3 @@ func (r *run) forge(o Op, n *simNode) {
 }
 
 func binarySPI(v int) uint32 { return 0x09080000 | uint32(v) }
-
-func connName(a, b int) string {
-	return fmt.Sprintf("%c-%c", 'A'+min(a, b), 'A'+max(a, b))
-}
-
-// proposalCache holds what is the same in all runs; what is in it is read-only.
-var proposalCache sync.Map
-
-func proposalsOf(protocol uint8, s string) []suite.Proposal {
-	if p, ok := proposalCache.Load(s); ok {
-		return p.([]suite.Proposal) //nolint:forcetypeassert // nothing else is stored
-	}
-	p, err := suite.ParseProposals(protocol, []string{s})
-	if err != nil {
-		panic(err)
-	}
-	proposalCache.Store(s, p)
-	return p
-}
-
-// connections are those of a node with all others.
-func (r *run) connections(n *simNode) []*ike.PeerConfig {
-	p := r.plan
-	ikeKE, espKE := "-x25519", ""
-	if p.Groups {
-		ikeKE = []string{"-x25519-ecp256", "-ecp256"}[n.i%2]
-	}
-	if p.PFS {
-		espKE = []string{"-x25519-ecp256", "-ecp256"}[n.i%2]
-	}
-	switch p.Hybrid {
-	case HybridNone:
-	case HybridIKE, HybridBoth:
-		ikeKE = "-x25519-ke1_ecp256"
-	case HybridMLKEM:
-		ikeKE, espKE = "-x25519-ke1_mlkem768", "-x25519-ke1_mlkem768"
-	case HybridThree:
-		ikeKE, espKE = "-x25519-ke1_ecp256-ke2_ecp384", "-x25519-ke1_ecp256-ke2_ecp384"
-	default:
-	}
-	if p.Hybrid == HybridChild || p.Hybrid == HybridBoth {
-		espKE = "-x25519-ke1_ecp256"
-	}
-	ikeProps := proposalsOf(suite.ProtocolIKE, "aes128gcm16-prfsha256"+ikeKE)
-	espProps := proposalsOf(suite.ProtocolESP, "aes128gcm16"+espKE)
-	net := func(hi, i int) []ike.Selector {
-		return []ike.Selector{ike.PrefixSelector(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(hi + i), 0, 0}), 24))}
-	}
-	var out []*ike.PeerConfig
-	for j := range p.Nodes {
-		if j == n.i {
-			continue
-		}
-		c := &ike.PeerConfig{
-			Name: connName(n.i, j), Proposals: ikeProps,
-			RekeyIKE: p.RekeyIKE, RekeyChild: p.RekeyChild, LivenessInterval: p.Liveness,
-			Retransmit: ike.Retransmit{Initial: p.Retransmit, Factor: 1.8, Tries: 4},
-			Children: []ike.ChildConfig{
-				{Name: "net", LocalTS: net(0, n.i), RemoteTS: net(0, j), Proposals: espProps, Queues: p.Queues[n.i%2]},
-				{Name: "other", LocalTS: net(100, n.i), RemoteTS: net(100, j), Proposals: espProps},
-			},
-		}
-		if p.RekeyIKE == 0 {
-			c.RekeyIKE = 10000 * time.Hour
-		}
-		if p.RekeyChild == 0 {
-			c.RekeyChild = 10000 * time.Hour
-		}
-		c.Reauth, c.Childless = p.Reauth, p.Childless[n.i%2]
-		c.Mobike = p.Mobike[n.i%2]
-		for k := range max(p.Addrs[j%2], 1) {
-			if !(p.NAT && j == 0 && k == 0) { // what is behind a NAT cannot be reached
-				c.Remote = append(c.Remote, netip.AddrPortFrom(nodeAddr(j, k), 500))
-			}
-		}
-		for round := range p.rounds() {
-			l := ike.LocalAuth{ID: nodeID(n.i, round)}
-			a := ike.RemoteAuth{IDs: []ike.Identity{nodeID(j, round)}, RelatedToRound: -1}
-			if p.Auth == AuthCert2 {
-				cred := credentials()[n.i][round]
-				l.Chain, l.Signer = [][]byte{cred.der}, &signer{cred.key, n}
-				a.Anchors = []*x509.Certificate{authority().cert}
-			} else {
-				l.PSK = fmt.Appendf(nil, "%s round %d", c.Name, round)
-				a.PSK = l.PSK
-			}
-			if round == 0 && p.PPK[n.i%2] {
-				a.PPKs = []ike.PPK{{ID: c.Name, Secret: bytes.Repeat([]byte(c.Name), 16)}}
-			}
-			c.LocalAuth, c.RemoteAuth = append(c.LocalAuth, l), append(c.RemoteAuth, a)
-		}
-		out = append(out, c)
-	}
-	return out
-}
-
-func (p *Plan) rounds() int {
-	if p.Auth == AuthPSK {
-		return 1
-	}
-	return 2
-}
-
-func nodeID(i, round int) ike.Identity {
-	return ike.Identity{Type: ike.IDFQDN, Data: fmt.Sprintf("%c%d.example", 'a'+i, round)}
-}
-
-// signer is a token that is as slow, and fails, as the plan says.
-type signer struct {
-	key ed25519.PrivateKey
-	n   *simNode
-}
-
-func (s *signer) Public() crypto.PublicKey { return s.key.Public() }
-
-var errToken = errors.New("the token does not answer")
-
-func (s *signer) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	if s.n.fail {
-		return nil, errToken
-	}
-	return s.key.Sign(rand, digest, opts)
-}
-
-type authorityKey struct {
-	cert *x509.Certificate
-	key  ed25519.PrivateKey
-}
-
-type credential struct {
-	der []byte
-	key ed25519.PrivateKey
-}
-
-// The certificates are the same in every process, so that a seed always gives the same run.
-var authority = sync.OnceValue(func() authorityKey {
-	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, ed25519.SeedSize))
-	t := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "simulator"},
-		NotBefore: Epoch.Add(-24 * time.Hour), NotAfter: Epoch.Add(1000 * 24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	cert, err := x509.ParseCertificate(create(t, t, key.Public(), key))
-	if err != nil {
-		panic(err)
-	}
-	return authorityKey{cert, key}
-})
-
-var credentials = sync.OnceValue(func() (out [maxNodes][2]credential) {
-	ca := authority()
-	for i := range out {
-		for round := range out[i] {
-			key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(16*i + round + 2)}, ed25519.SeedSize))
-			t := &x509.Certificate{
-				SerialNumber: big.NewInt(int64(16*i + round + 2)), Subject: pkix.Name{CommonName: nodeID(i, round).Data},
-				NotBefore: Epoch.Add(-time.Hour), NotAfter: Epoch.Add(1000 * 24 * time.Hour), DNSNames: []string{nodeID(i, round).Data},
-				KeyUsage: x509.KeyUsageDigitalSignature,
-			}
-			out[i][round] = credential{create(t, ca.cert, key.Public(), ca.key), key}
-		}
-	}
-	return out
-})
-
-func create(t, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signer) []byte {
-	der, err := x509.CreateCertificate(zeroReader{}, t, parent, pub, key)
-	if err != nil {
-		panic(err)
-	}
-	return der
-}
-
-type zeroReader struct{}
-
-func (zeroReader) Read(p []byte) (int, error) {
-	clear(p)
-	return len(p), nil
-}
-
-// verifyKnown accepts the certificates of the simulator for their names, without the cost of
-// looking at a chain: that is tested elsewhere.
-func verifyKnown(q ike.CertQuery) error {
-	for i, c := range credentials() {
-		for round := range c {
-			if bytes.Equal(c[round].der, q.Leaf) && round == q.Round && q.ID.Equal(nodeID(i, round)) {
-				return nil
-			}
-		}
-	}
-	return errors.New("not a certificate of the simulator for this identity and round")
-}

@@ -19,7 +19,7 @@ const (
 func Minimize(p *Plan, h Hooks) *Plan {
 	first := 0
 	if p.Traffic {
-		first = 1 // without the beginning everything is lost
+		first = 1 + slices.IndexFunc(p.Ops, func(o Op) bool { return o.Kind == OpInitiate }) // without the beginning everything is lost
 	}
 	runs, begun := 0, time.Now()
 	best := *p
@@ -65,6 +65,12 @@ func Minimize(p *Plan, h Hooks) *Plan {
 		func(c *Plan) { c.NAT = false },
 		func(c *Plan) { c.Crash, c.Hearing, c.Tickets = false, false, false },
 		func(c *Plan) { c.Childless, c.PPK = [2]bool{}, [2]bool{} },
+		func(c *Plan) { c.Second, c.Config = false, false },
+		func(c *Plan) { c.Redirect, c.Twin = false, false },
+		func(c *Plan) { c.TCP = [2]uint8{} },
+		func(c *Plan) { c.Cookies, c.Puzzles = 0, 0 },
+		func(c *Plan) { c.Puzzles = 0 },
+		func(c *Plan) { c.Addrs, c.Mobike = [2]int{}, [2]bool{} },
 		func(c *Plan) { c.Reauth = 0 },
 		func(c *Plan) { c.RekeyChild = 0 },
 		func(c *Plan) { c.RekeyIKE = 0 },

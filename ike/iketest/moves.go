@@ -19,9 +19,9 @@ func (o *oracle) learnMobike(s *session, h head, hash uint64, ps message.Payload
 	}
 	if ps.HasNotify(message.NotifyUpdateSAAddresses) || len(addressesIn(ps)) > 0 || ps.HasNotify(message.NotifyNoAdditionalAddresses) {
 		if s.moves[h.d] == nil {
-			s.moves[h.d] = map[uint64]bool{}
+			s.moves[h.d] = map[uint64]struct{}{}
 		}
-		s.moves[h.d][hash] = false
+		s.moves[h.d][hash] = struct{}{}
 	}
 }
 
@@ -49,10 +49,9 @@ func (o *oracle) tell(n *simNode, ps message.Payloads) {
 // deliveredMobike notes what a node is told about its peer's addresses, and from where.
 func (o *oracle) deliveredMobike(n *simNode, s *session, h head, from netip.AddrPort, hash uint64, msg []byte, genuine bool) {
 	ps, _ := s.open(h.d, msg)
-	came, moves := s.moves[h.d][hash]
-	if moves {
-		s.moves[h.d][hash] = true
-	}
+	// What was answered cannot mean anything any more.
+	_, moves := s.moves[h.d][hash]
+	came := s.dir[1-h.d].resp.id >= h.id
 	if moves && (genuine || !came) && !h.response || o.r.hostile() {
 		n.moved[from.Addr()] = true
 		n.told[from.Addr()] = true // who lost the address in use says so from another one
@@ -62,7 +61,11 @@ func (o *oracle) deliveredMobike(n *simNode, s *session, h head, from netip.Addr
 	}
 	if asked := s.probes[1-h.d]; h.response && asked.cookie != nil && asked.id == h.id {
 		if c := ps.Notify(message.NotifyCookie2); c != nil && bytes.Equal(c.Data, asked.cookie) {
-			o.shown = shown{n, o.r.w.Now(), slices.Clone(asked.to)}
+			now := o.r.w.Now()
+			if len(o.shown) > 0 && !o.shown[0].at.Equal(now) {
+				o.shown = nil
+			}
+			o.shown = append(o.shown, shown{n, now, slices.Clone(asked.to)})
 		}
 	}
 }
@@ -70,5 +73,7 @@ func (o *oracle) deliveredMobike(n *simNode, s *session, h head, from netip.Addr
 // routable tells whether a node has just got the answer to a COOKIE2 that it sent to an address, and
 // nowhere else.
 func (o *oracle) routable(n *simNode, a netip.Addr) bool {
-	return o.shown.n == n && o.shown.at.Equal(o.r.w.Now()) && slices.Equal(o.shown.to, []netip.Addr{a})
+	return slices.ContainsFunc(o.shown, func(s shown) bool {
+		return s.n == n && s.at.Equal(o.r.w.Now()) && slices.Equal(s.to, []netip.Addr{a})
+	})
 }

@@ -39,6 +39,7 @@ type Node struct {
 	world  *World
 
 	streams map[uint64]*streamEnd
+	sim     *simNode // nil: outside of the simulator
 }
 
 // Child is a CHILD SA as the data path sees it.

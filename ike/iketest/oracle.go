@@ -24,7 +24,7 @@ type oracle struct {
 	nonces   map[string]uint64 // → what it was used for
 	fresh    map[uint64]bool   // initiator SPIs that IKE_SA_INIT made
 	rekeys   []*rekey
-	shown    shown
+	shown    []shown // at this moment
 }
 
 // session is one generation of an IKE SA.
@@ -33,10 +33,10 @@ type session struct {
 	prot    [2][]*guarded // by direction: 0 is from its initiator
 	dir     [2]direction
 	pending [2]*rekey
-	deletes [2][]uint32        // what the last request of a direction deletes, if it is an INFORMATIONAL
-	auths   [2]map[uint64]bool // IKE_AUTH messages that hold AUTH, by their hash; true: delivered
-	probes  [2]probe           // the last COOKIE2 of a direction
-	moves   [2]map[uint64]bool // UPDATE_SA_ADDRESSES and lists of addresses, by their hash; true: delivered
+	deletes [2][]uint32            // what the last request of a direction deletes, if it is an INFORMATIONAL
+	auths   [2]map[uint64]bool     // IKE_AUTH messages that hold AUTH, by their hash; true: delivered
+	probes  [2]probe               // the last COOKIE2 of a direction
+	moves   [2]map[uint64]struct{} // UPDATE_SA_ADDRESSES and lists of addresses, by their hash
 }
 
 // probe is a request with COOKIE2 (RFC 4555, section 3.7).
@@ -46,7 +46,7 @@ type probe struct {
 	to     []netip.Addr // it went to
 }
 
-// shown is the last answer to such a request.
+// shown is the answer to such a request.
 type shown struct {
 	n  *simNode
 	at time.Time
@@ -215,7 +215,7 @@ func (o *oracle) sent(n *simNode, to netip.AddrPort, msg []byte) {
 	h, ok := headOf(msg)
 	if !ok {
 		if len(msg) >= 28 && (msg[18] == 34 || msg[18] == 38) {
-			o.init0(n, msg)
+			o.init0(n, to, msg)
 		}
 		return
 	}
@@ -270,9 +270,10 @@ func (o *oracle) sent(n *simNode, to netip.AddrPort, msg []byte) {
 }
 
 // init0 looks at an IKE_SA_INIT or IKE_SESSION_RESUME message.
-func (o *oracle) init0(n *simNode, msg []byte) {
+func (o *oracle) init0(n *simNode, to netip.AddrPort, msg []byte) {
 	spi := binary.BigEndian.Uint64(msg)
-	if msg[19]&0x20 == 0 {
+	request, fresh := msg[19]&0x20 == 0, !o.fresh[spi]
+	if request {
 		o.fresh[spi] = true
 	}
 	m, err := message.Parse(msg)
@@ -281,6 +282,9 @@ func (o *oracle) init0(n *simNode, msg []byte) {
 		return
 	}
 	o.nonce(n, m.Payloads, spi^uint64(msg[19]))
+	if request {
+		o.r.initiates(n, netip.AddrPortFrom(n.Addr, 500), to, m, fresh)
+	}
 }
 
 // nonce expects a nonce that was not used for anything else.

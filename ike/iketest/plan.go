@@ -35,6 +35,13 @@ type Plan struct {
 	Fragments            bool          // messages longer than 512 octets are cut
 	Addrs                [2]int        // how many addresses even and odd nodes begin with; 0: one
 	Mobike               [2]bool       // of even and odd nodes (RFC 4555)
+	Cookies              int           // the threshold from which cookies are asked for; 0: the default, negative: always
+	Puzzles              int           // the same for puzzles (RFC 8019), not below Cookies; 0: never
+	Redirect             bool          // connections may be served at other addresses too (RFC 5685)
+	Twin                 bool          // node 2 is another gateway with node 1's identities and connections
+	Second               bool          // each two nodes have two connections with each other
+	Config               bool          // of two nodes the first one asks the other one for an address
+	TCP                  [2]uint8      // ike.TCPMode of even and odd nodes (RFC 9329)
 
 	// Traffic: packets go both ways all the time, and none may be lost. Such a plan has no losses
 	// of datagrams but those of LoseOnce, and nothing that ends an SA.
@@ -113,6 +120,15 @@ const (
 	OpSteal   OpKind = "other source" // the next datagram of the node comes from elsewhere
 )
 
+// What can happen to strangers, gateways and TCP connections.
+const (
+	OpFlood         OpKind = "flood"          // spoofed IKE_SA_INIT requests come to the node
+	OpRedirect      OpKind = "redirect"       // the node sends initiators elsewhere, see run.redirect
+	OpFalseRedirect OpKind = "false redirect" // somebody else does, who has not seen the node's IKE_SA_INIT request
+	OpNoUDP         OpKind = "no UDP"         // N odd: no UDP gets through; even: it does
+	OpBreakTCP      OpKind = "break TCP"      // connections of the node
+)
+
 // Op is something that happens at a time.
 type Op struct {
 	At   time.Duration // since the beginning
@@ -141,7 +157,12 @@ func (p *Plan) Hostile() bool {
 }
 
 // connections is how many connections two nodes have with each other.
-func (p *Plan) connections() int { return 1 }
+func (p *Plan) connections() int {
+	if p.Second {
+		return 2
+	}
+	return 1
+}
 
 // mobile tells whether nodes know their addresses, which may change.
 func (p *Plan) mobile() bool { return p.Addrs != [2]int{} }
@@ -231,6 +252,7 @@ func NewPlan(seed uint64) *Plan {
 	if r.IntN(6) == 0 {
 		p.roaming(r)
 	}
+	p.more(r)
 	if r.IntN(4) > 0 {
 		p.Link.Loss = float64(r.IntN(35)) / 100
 		p.Link.Dup = float64(r.IntN(30)) / 100
@@ -274,14 +296,21 @@ func NewPlan(seed uint64) *Plan {
 			}
 		}
 	}
+	kinds = append(kinds, p.moreKinds()...)
 	p.Ops = append(p.Ops, Op{Kind: OpInitiate, Node: r.IntN(2), N: int64(r.IntN(2))})
 	p.Ops[0].Peer = 1 - p.Ops[0].Node
+	if p.Config {
+		p.Ops[0].Node, p.Ops[0].Peer = 0, 1
+	}
 	at := time.Duration(0)
 	if slices.Contains(kinds, OpForge) && r.IntN(2) == 0 {
 		// Before the other end is convinced.
 		at = p.Link.Delay*time.Duration(2+r.IntN(5)) + ms(200)
 		p.Ops = append(p.Ops, randomOp(r, p, OpForge, at))
 		p.Ops[1].Node, p.Ops[1].Peer = p.Ops[0].Node, p.Ops[0].Peer
+	} else if p.Redirect && r.IntN(2) == 0 {
+		at = p.Link.Delay
+		p.Ops = append(p.Ops, Op{At: at, Kind: OpFalseRedirect, Node: p.Ops[0].Node, Peer: p.Ops[0].Peer})
 	} else if p.Tickets || r.IntN(3) > 0 {
 		at = 3 * time.Second // what comes next finds it up
 	}
@@ -314,7 +343,7 @@ func randomOp(r *rand.Rand, p *Plan, k OpKind, at time.Duration) Op {
 		}
 	case OpTokenSlow:
 		o.N = int64(r.IntN(3000))
-	case OpReplay, OpReflect, OpForge, OpMutate:
+	case OpReplay, OpReflect, OpForge, OpMutate, OpFlood:
 		o.N = r.Int64N(1 << 40)
 	default:
 	}
@@ -330,6 +359,55 @@ func (p *Plan) roaming(r *rand.Rand) {
 	}
 }
 
+// more is what few plans have.
+func (p *Plan) more(r *rand.Rand) {
+	p.Second = r.IntN(8) == 0
+	if r.IntN(8) == 0 {
+		p.wary(r)
+	}
+	if r.IntN(10) == 0 {
+		p.Redirect = true
+		if !p.mobile() && r.IntN(2) == 0 {
+			p.Addrs = [2]int{1 + r.IntN(maxAddrs), 1 + r.IntN(maxAddrs)}
+		}
+		if r.IntN(2) == 0 {
+			p.Twin, p.Nodes = true, 3
+		}
+	}
+	p.Config = r.IntN(10) == 0
+	if r.IntN(12) == 0 && !p.NAT {
+		p.TCP = [2]uint8{uint8(r.IntN(3)), uint8(r.IntN(3))}
+	}
+}
+
+// wary has nodes ask for cookies, and for solutions of puzzles, as soon as a few IKE SAs are half-open.
+func (p *Plan) wary(r *rand.Rand) {
+	p.Cookies = []int{-1, 1, 2, 3}[r.IntN(4)]
+	switch r.IntN(4) {
+	case 0:
+		p.Puzzles = p.Cookies
+	case 1:
+		p.Puzzles = max(p.Cookies, 0) + 1 + r.IntN(2)
+	}
+}
+
+// moreKinds is what happens there.
+func (p *Plan) moreKinds() (kinds []OpKind) {
+	if p.Cookies != 0 {
+		kinds = append(kinds, OpFlood, OpFlood, OpInitiate, OpTerminate)
+	}
+	if p.Redirect {
+		kinds = append(kinds, OpRedirect, OpRedirect, OpRedirect, OpRedirect, OpInitiate, OpTerminate, OpFalseRedirect)
+	}
+	if p.TCP != [2]uint8{} {
+		kinds = append(kinds, OpNoUDP, OpNoUDP, OpBreakTCP, OpBreakTCP, OpInitiate, OpTerminate)
+	}
+	if p.Second || p.Config {
+		kinds = append(kinds, OpInitiate, OpInitiate)
+	}
+	return kinds
+}
+
 // traffic makes p a plan whose packets all arrive.
 func (p *Plan) traffic(r *rand.Rand) {
 	p.Traffic, p.Nodes = true, 2
@@ -338,9 +416,15 @@ func (p *Plan) traffic(r *rand.Rand) {
 		p.Link.Loss = float64(r.IntN(30)) / 100
 	}
 	p.Ops = []Op{{Kind: OpInitiate, Node: 0, Peer: 1}}
+	if r.IntN(8) == 0 {
+		p.wary(r)
+		p.Ops = []Op{randomOp(r, p, OpFlood, 0), p.Ops[0]}
+		p.Ops[0].Node = 1
+	}
 	if p.Queues[0] > 1 && p.Queues[1] > 1 && r.IntN(2) == 0 {
-		p.Ops = append(p.Ops, Op{Kind: OpQueues, At: 6 * time.Second, Node: r.IntN(2), N: 4})
-		p.Ops[1].Peer = 1 - p.Ops[1].Node
+		o := Op{Kind: OpQueues, At: 6 * time.Second, Node: r.IntN(2), N: 4}
+		o.Peer = 1 - o.Node
+		p.Ops = append(p.Ops, o)
 	}
 	if r.IntN(4) == 0 {
 		p.roaming(r)

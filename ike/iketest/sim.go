@@ -37,15 +37,16 @@ type Hooks struct {
 
 // View is what an endpoint holds.
 type View struct {
-	IKE      int    // IKE SAs in any state
-	Up       int    // established ones
-	SPIs     int    // SPIs of IKE SAs
-	Half     int    // half-open IKE SAs
-	ESP      int    // inbound SPIs of CHILD SAs
-	Waiting  int    // the longest queue of requests, events or delayed exchanges
-	Versions int    // the most generations that one IKE SA has
-	Busy     bool   // an exchange is under way, or is going to be
-	Broken   string // a rule of the state machine that does not hold
+	IKE      int                // IKE SAs in any state
+	Up       int                // established ones
+	SPIs     int                // SPIs of IKE SAs
+	Half     int                // half-open IKE SAs
+	HalfAt   map[netip.Addr]int // of each address; nil: none
+	ESP      int                // inbound SPIs of CHILD SAs
+	Waiting  int                // the longest queue of requests, events or delayed exchanges
+	Versions int                // the most generations that one IKE SA has
+	Busy     bool               // an exchange is under way, or is going to be
+	Broken   string             // a rule of the state machine that does not hold
 }
 
 // Outcome is what came of a plan.
@@ -106,6 +107,7 @@ type run struct {
 	cut     map[[2]int]bool
 	cutPath map[[2]netip.Addr]bool
 	noUDP   bool
+	lively  int // redirects that the plan asked for
 	link    Link
 	seq     int // datagrams so far
 	lost    map[uint64]bool
@@ -153,6 +155,9 @@ type simNode struct {
 	told   map[netip.Addr]bool // a peer said that it is there too
 	stolen netip.AddrPort      // where the next datagram seems to come from
 	asked  int                 // datagrams of strangers
+	sendTo sendTo
+	init   lastInit
+	pool   *addresses
 }
 
 // Run carries out a plan. draw has the diagram made, which takes time.
@@ -219,6 +224,14 @@ func (n *simNode) boot() {
 		c.Owner = &watcher{c.Owner, n}
 		c.Clock, c.Executor, c.Rand = simClock{n, life}, simExec{n, life}, n.rand
 		c.Queues = r.plan.Machine[n.i%2]
+		r.plan.defend(c)
+		if r.plan.Redirect {
+			c.Redirect = n.answer
+		}
+		if r.plan.Config {
+			n.pool = r.newPool(n)
+			c.Addresses = n.pool
+		}
 		if r.plan.Fragments {
 			c.FragmentSize = 512
 		}
@@ -242,7 +255,7 @@ func (n *simNode) boot() {
 	if err != nil {
 		panic(err)
 	}
-	n.Node = node
+	n.Node, node.sim = node, n
 	if n.conns == nil {
 		n.conns = r.connections(n)
 	}
@@ -345,6 +358,8 @@ func (r *run) check(n *simNode) {
 		r.violate("%s: an IKE SA has %d generations, at most %d may be", n.Name, v.Versions, maxVersions)
 	}
 	r.checkPaths(n)
+	r.checkStrangers(n, &v)
+	r.checkLeases(n)
 }
 
 // play carries out the plan.
@@ -503,6 +518,9 @@ func (r *run) disagree() string {
 			if why := r.apart(n, o.n, r.pathOf(n, s.ID), r.pathOf(o.n, o.s.ID)); why != "" {
 				return why
 			}
+			if why := r.unlike(n, o.n, &s, &o.s); why != "" {
+				return why
+			}
 			if len(o.s.Children) != len(s.Children) {
 				return fmt.Sprintf("%s has %d CHILD SAs of IKE SA %x, %s has %d", n.Name, len(s.Children), s.SPIi, o.n.Name, len(o.s.Children))
 			}
@@ -516,10 +534,10 @@ func (r *run) disagree() string {
 				if x == nil || y == nil || string(x.KeyOut) != string(y.KeyIn) || string(x.KeyIn) != string(y.KeyOut) || x.ChildSA.Child != y.ChildSA.Child {
 					return fmt.Sprintf("%s and %s have different keys for CHILD SA %08x/%08x", n.Name, o.n.Name, c.SPIIn, c.SPIOut)
 				}
-				if q := max(r.plan.Queues[n.i%2], 1); c.Queue >= q || c.Queue > 0 && c.Child != "net" {
+				if q := max(r.plan.Queues[r.plan.role(n.i)%2], 1); c.Queue >= q || c.Queue > 0 && c.Child != "net" {
 					return fmt.Sprintf("%s has queue %d of %s, and %d queues", n.Name, c.Queue, c.Child, q)
 				}
-				if queues[c.Child]++; c.Queue > 0 && queues[c.Child] > r.plan.Queues[n.i%2]+maxExtra {
+				if queues[c.Child]++; c.Queue > 0 && queues[c.Child] > r.plan.Queues[r.plan.role(n.i)%2]+maxExtra {
 					return fmt.Sprintf("%s has %d CHILD SAs of %s", n.Name, queues[c.Child], c.Child)
 				}
 				if !x.SendNow && !x.Switched {
@@ -558,6 +576,14 @@ func (r *run) finish() {
 			v := r.hooks.Inspect(n.Endpoint)
 			if v.IKE+v.SPIs+v.Half+v.ESP+len(n.IKE)+len(n.Children) > 0 {
 				left = fmt.Sprintf("%s still holds %+v, and told its owner of %d IKE SAs and %d CHILD SAs", n.Name, v, len(n.IKE), len(n.Children))
+			}
+		}
+		for _, n := range r.nodes {
+			if n.pool != nil && len(n.pool.held) > 0 {
+				left = fmt.Sprintf("%s still holds %v for its peers", n.Name, n.pool.held)
+			}
+			if len(n.streams) > 0 {
+				left = fmt.Sprintf("%s still holds %d TCP connections", n.Name, len(n.streams))
 			}
 		}
 		if left == "" {

@@ -3,7 +3,9 @@ package iketest
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"wardgate/ike"
@@ -27,6 +29,10 @@ type streamEnd struct {
 	dialed bool
 	local  netip.Addr
 	remote netip.AddrPort
+
+	// In the simulator: what is on its way, and since when it cannot arrive.
+	queue [][]byte
+	stuck time.Time
 }
 
 var (
@@ -49,6 +55,10 @@ func (n *Node) openStream(id uint64, local netip.Addr, remote netip.AddrPort) {
 // open begins to open the connection.
 func (e *streamEnd) open() {
 	n, w := e.node, e.node.world
+	if n.sim != nil {
+		n.sim.run.dial(e)
+		return
+	}
 	w.at(2*w.Link.Delay, func() {
 		if n.streams[e.id] != e || e.other != nil || w.TCP.Hang {
 			return
@@ -79,6 +89,10 @@ func (n *Node) closeStream(id uint64) {
 		return
 	}
 	delete(n.streams, id)
+	if n.sim != nil {
+		n.sim.run.hangUp(e, n.world.Now())
+		return
+	}
 	// What was sent before arrives before.
 	n.world.at(n.world.Link.Delay, func() {
 		if o := e.other; o != nil {
@@ -91,6 +105,10 @@ func (n *Node) sendStream(id uint64, msg []byte) {
 	w, e := n.world, n.streams[id]
 	if e == nil || e.other == nil {
 		w.Logf("%s: no TCP connection %d for %s", n.Name, id, Describe(msg))
+		return
+	}
+	if n.sim != nil {
+		n.sim.run.carryStream(e, msg)
 		return
 	}
 	msg = bytes.Clone(msg)
@@ -117,27 +135,32 @@ func (n *Node) Streams() int {
 
 // BreakTCP resets every TCP connection. Who opened one is told, and opens it anew.
 func (w *World) BreakTCP() {
-	for _, n := range w.nodes {
-		n.breakTCP()
+	for _, a := range slices.SortedFunc(maps.Keys(w.nodes), netip.Addr.Compare) {
+		w.nodes[a].breakTCP()
 	}
 }
 
 func (n *Node) breakTCP() {
-	w := n.world
-	for _, e := range n.streams {
-		if e.other == nil {
+	for _, e := range n.sortedStreams() {
+		e.reset()
+	}
+}
+
+// reset breaks the connection.
+func (e *streamEnd) reset() {
+	o := e.other
+	if o == nil {
+		return
+	}
+	e.other, o.other = nil, nil
+	for _, x := range []*streamEnd{e, o} {
+		if x.queue = nil; !x.dialed {
+			delete(x.node.streams, x.id)
 			continue
 		}
-		o := e.other
-		e.other, o.other = nil, nil
-		for _, x := range []*streamEnd{e, o} {
-			if !x.dialed {
-				delete(x.node.streams, x.id)
-				continue
-			}
-			w.Logf("%s: TCP connection %d broke", x.node.Name, x.id)
-			x.node.Endpoint.StreamDown(x.id, errBroken)
-			w.at(reopenAfter, x.open)
-		}
+		w := x.node.world
+		w.Logf("%s: TCP connection %d broke", x.node.Name, x.id)
+		x.node.Endpoint.StreamDown(x.id, errBroken)
+		w.at(reopenAfter, x.open)
 	}
 }
