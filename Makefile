@@ -68,9 +68,9 @@ fuzz: ## every fuzz target for FUZZTIME=10m
 		done; \
 	done; [[ -z $$failed ]] || { echo "findings in:$$failed (the inputs are in testdata/fuzz beside each test)"; exit 1; }
 
-interop: install build ## against strongSwan, in network namespaces (as root)
+interop: install build ## against strongSwan, libreswan and OpenIKED, in network namespaces and guests (as root)
 	CI=true $(GO) test -count=1 -timeout 20m -v ./internal/interop/...
-	CI=true $(GO) test -count=1 -timeout 20m -v -run StrongSwan ./internal/e2e
+	CI=true $(GO) test -count=1 -timeout 20m -v -run 'StrongSwan|OtherRouters' ./internal/e2e
 
 soak: install build ## a transfer of SIZE=20G with rekeys every second and one packet in a thousand lost (as root)
 	CI=true WARDGATE_SOAK=$(SIZE) $(GO) test -count=1 -timeout 2h -v -run '^TestSoak$$' ./internal/e2e

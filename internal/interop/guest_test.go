@@ -1,13 +1,8 @@
 package interop
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -31,30 +26,7 @@ type guestWire struct {
 	guest *lab.Guest
 }
 
-const (
-	echoPort = 7007 // in the guest and in our namespace: answers every datagram, and what comes on a connection
-	guestTap = "tap0"
-)
-
-// echoScript is an echo server for UDP and TCP, in what every Debian has.
-const echoScript = `use IO::Socket::INET; use IO::Select;
-my $t = IO::Socket::INET->new(LocalPort => 7007, Listen => 5, ReuseAddr => 1) or die $!;
-my $u = IO::Socket::INET->new(LocalPort => 7007, Proto => "udp") or die $!;
-my $s = IO::Select->new($t, $u);
-while (my @r = $s->can_read) {
-	for my $h (@r) {
-		if ($h == $t) { $s->add($t->accept); next }
-		my $b;
-		if ($h == $u) { my $from = $u->recv($b, 65535); $u->send($b, 0, $from) if $from; next }
-		if (sysread $h, $b, 65536) {
-			while (length $b) { my $n = syswrite $h, $b or last; substr($b, 0, $n) = "" }
-			next;
-		}
-		$s->remove($h);
-		close $h;
-	}
-}
-`
+const guestTap = "tap0"
 
 // needsGuest skips the test, or fails it in CI, where no guest can run.
 func needsGuest(t *testing.T, programs ...string) {
@@ -105,18 +77,16 @@ func newGuest(t *testing.T, name string, megabytes int) *guestWire {
 	if err := g.ns.Addr(guestTap, g.our.String()+"/24"); err != nil {
 		t.Fatal(err)
 	}
-	echo, err := g.guest.WriteFile("echo.pl", echoScript)
-	if err != nil {
-		t.Fatal(err)
-	}
 	g.run(t, fmt.Sprintf(`set -e
 modprobe ipv6
 ip addr add %v/24 dev vec0
 ip addr add %v/24 dev lo
 ip -6 addr add %v/64 dev lo
 ip route add 10.1.0.0/24 via %v src %v
-ip -6 route add fd00:1::/64 dev vec0 src %v
-setsid perl %s >/dev/null 2>&1 &`, g.their, theirInner[0], theirInner[1], g.our, theirInner[0], theirInner[1], echo))
+ip -6 route add fd00:1::/64 dev vec0 src %v`, g.their, theirInner[0], theirInner[1], g.our, theirInner[0], theirInner[1]))
+	if err := g.guest.StartEcho(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	return g
 }
 
@@ -142,14 +112,14 @@ func (g *guestWire) driver(t *testing.T, change func(*ike.Config), peers ...*ike
 // says how ESP has to travel.
 func (g *guestWire) traffic(t *testing.T, d *driver, native bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	g.ping(t, false)
-	r, err := g.ns.Burst(ctx, ourInner[0], netip.AddrPortFrom(theirInner[0], echoPort), 20, time.Millisecond, 10*time.Second)
+	r, err := g.ns.Burst(ctx, ourInner[0], netip.AddrPortFrom(theirInner[0], lab.EchoPort), 20, time.Millisecond, 10*time.Second)
 	if err != nil || len(r.Missing) > 0 {
 		t.Errorf("datagrams: %v, missing %v", err, r.Missing)
 	}
-	if err := errors.Join(g.stream(ctx), g.streamBack(ctx)); err != nil {
+	if err := g.guest.Exchange(ctx, g.ns, ourInner[0], theirInner[0]); err != nil {
 		t.Error(err)
 	}
 	p := d.tun.Load()
@@ -175,7 +145,7 @@ func (g *guestWire) flow(t *testing.T, d *driver, gaps bool) (stop func()) {
 	running.Go(func() {
 		count, lost := 0, 0
 		for ended := false; !ended; {
-			r, err := g.ns.Burst(t.Context(), ourInner[0], netip.AddrPortFrom(theirInner[0], echoPort), 100, 10*time.Millisecond, 5*time.Second)
+			r, err := g.ns.Burst(t.Context(), ourInner[0], netip.AddrPortFrom(theirInner[0], lab.EchoPort), 100, 10*time.Millisecond, 5*time.Second)
 			if err != nil {
 				t.Error(err)
 			}
@@ -237,68 +207,4 @@ func (g *guestWire) ping(t *testing.T, v6 bool) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	g.run(t, fmt.Sprintf("ping %s %v %v", args, their, our))
-}
-
-const streamSize = 512 << 10
-
-// stream sends octets over TCP to the guest, and compares what comes back.
-func (g *guestWire) stream(ctx context.Context) error {
-	var conn net.Conn
-	if err := g.ns.Do(func() (err error) {
-		conn, err = (&net.Dialer{LocalAddr: &net.TCPAddr{IP: ourInner[0].AsSlice()}, Timeout: 10 * time.Second}).Dial("tcp", netip.AddrPortFrom(theirInner[0], echoPort).String())
-		return err
-	}); err != nil {
-		return err
-	}
-	defer conn.Close()
-	if end, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(end); err != nil {
-			return err
-		}
-	}
-	sent, got := make([]byte, streamSize), make([]byte, streamSize)
-	_, _ = rand.Read(sent) // never fails
-	failed := make(chan error, 1)
-	go func() { _, err := conn.Write(sent); failed <- err }()
-	if n, err := io.ReadFull(conn, got); err != nil {
-		return fmt.Errorf("TCP to the guest: %d of %d octets came back: %w", n, len(got), err)
-	}
-	if !bytes.Equal(sent, got) {
-		return errors.New("TCP to the guest: other octets came back than were sent")
-	}
-	return <-failed
-}
-
-// streamBack has the guest do the same.
-func (g *guestWire) streamBack(ctx context.Context) error {
-	var ln net.Listener
-	if err := g.ns.Do(func() (err error) {
-		ln, err = net.Listen("tcp", netip.AddrPortFrom(ourInner[0], echoPort).String())
-		return err
-	}); err != nil {
-		return err
-	}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		conn, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		buf := make([]byte, streamSize)
-		if _, err := io.ReadFull(conn, buf); err == nil { // the guest sends all before it reads
-			_, _ = conn.Write(buf)
-		}
-	})
-	out, err := g.guest.Run(ctx, fmt.Sprintf(`set -e
-head -c %[1]d /dev/urandom >/run/sent
-exec 3<>/dev/tcp/%[2]v/%[3]d
-cat /run/sent >&3
-timeout 20 head -c %[1]d <&3 | cmp - /run/sent`, streamSize, ourInner[0], echoPort))
-	ln.Close()
-	serving.Wait()
-	if err != nil {
-		return fmt.Errorf("TCP from the guest: %w\n%s", err, out)
-	}
-	return nil
 }
