@@ -10,6 +10,7 @@ import (
 
 	"wardgate/ike/message"
 	"wardgate/ike/suite"
+	"wardgate/internal/certs"
 )
 
 // Session resumption (RFC 5723), as the end that makes tickets and takes them back.
@@ -55,6 +56,11 @@ func (sa *SA) giveTicket(out *outgoing, g *generation) {
 	}
 	s := e.session(sa, g, sa.now.Add(life))
 	defer s.wipe()
+	for i, p := range e.proofs {
+		if p.leaf != nil {
+			s.rounds[i].path, _ = certs.AcceptedPath(p.leaf, p.intermediates, sa.peer.RemoteAuth[i].Anchors)
+		}
+	}
 	ticket, err := keys.seal(s, sa.host.rand())
 	if err != nil {
 		sa.refuse(refused(CodeTicket, -1, err, "no ticket is given"))
@@ -219,6 +225,10 @@ func (sa *SA) judgeSession(cfg *PeerConfig) actVerify {
 				return []error{badTicket("the certificate of %v is not known any more", r.remote)}
 			}
 			proofs[i].leaf, proofs[i].intermediates = chain[0], chain[1:]
+			if r.path != ([32]byte{}) {
+				// We have seen its signatures hold, and sealed that. Everything else is judged as of today.
+				certs.AcceptPath(r.path)
+			}
 		}
 		parseProofs(proofs)
 		return checkChains(certQueries(cfg, proofs, now), verify)

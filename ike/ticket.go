@@ -23,7 +23,7 @@ import (
 // ticket stands.
 
 const (
-	ticketVersion  = 1
+	ticketVersion  = 2
 	ticketKeyID    = 4
 	ticketNonce    = 12
 	ticketOverhead = 1 + ticketKeyID + ticketNonce + 16 // with AES-GCM's tag
@@ -83,6 +83,10 @@ type session struct {
 	expires       time.Time
 	rounds        []sessionRound
 
+	// The connection that it was found to fit, and the suite that came of it.
+	fitted *PeerConfig
+	chosen suite.Chosen
+
 	// Of the taker.
 	said   SAID
 	ticket []byte
@@ -98,6 +102,10 @@ type session struct {
 type sessionRound struct {
 	local, remote         Identity
 	localMark, remoteMark [32]byte // see certMark and pskMark
+
+	// Of the maker: the path of the peer's certificates on which every signature held (certs.PathKey), so
+	// that they need not be checked again; zero: none is known.
+	path [32]byte
 }
 
 func certMark(der []byte) [32]byte { return sha256.Sum256(der) }
@@ -203,6 +211,7 @@ func (s *session) encode() []byte {
 		}
 		b = append(b, r.localMark[:]...)
 		b = append(b, r.remoteMark[:]...)
+		b = append(b, r.path[:]...)
 	}
 	return b
 }
@@ -240,6 +249,7 @@ func decodeSession(b []byte) (*session, error) {
 		}
 		copy(r.localMark[:], take(32))
 		copy(r.remoteMark[:], take(32))
+		copy(r.path[:], take(32))
 		s.rounds = append(s.rounds, r)
 	}
 	if !ok || len(b) > 0 || s.skd.Len() == 0 || len(s.rounds) == 0 {
@@ -259,6 +269,8 @@ func (s *session) fits(cfg *PeerConfig, now time.Time) (chosen suite.Chosen, err
 		return chosen, badTicket("it expired at %s", s.expires.UTC().Format(time.RFC3339))
 	case now.Before(s.authenticated.Add(-clockSlack)):
 		return chosen, badTicket("it is of the future: it was made after %s", s.authenticated.UTC().Format(time.RFC3339))
+	case cfg == s.fitted: // which nobody may change
+		return s.chosen, nil
 	case len(s.rounds) != cfg.rounds():
 		return chosen, badTicket("it stands for %d rounds, connection %q needs %d", len(s.rounds), cfg.Name, cfg.rounds())
 	}
@@ -289,6 +301,7 @@ func (s *session) fits(cfg *PeerConfig, now time.Time) (chosen suite.Chosen, err
 	if err != nil || !slices.Equal(chosen.Transforms, s.offer.Transforms) {
 		return chosen, badTicket("connection %q does not allow its algorithms %v any more", cfg.Name, s.offer)
 	}
+	s.fitted, s.chosen = cfg, chosen
 	return chosen, nil
 }
 

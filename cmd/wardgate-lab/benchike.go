@@ -94,6 +94,7 @@ type ikeTest struct {
 	ike       string // proposal
 	token     bool   // the responder's keys are on a SoftHSM token
 	oursAlone bool   // strongSwan 5.9 does not have it
+	resume    bool   // the responder is restarted, and the initiators come back with their tickets (RFC 5723)
 }
 
 // The suites: what strongSwan takes by default for a modern gateway, and the same with ML-KEM.
@@ -111,6 +112,8 @@ func ikeTests() []ikeTest {
 		{name: "hybrid", rounds: 1, ike: hybridIKE, oursAlone: true},
 		{name: "single-token", rounds: 1, ike: classicIKE, token: true},
 		{name: "double-token", rounds: 2, ike: classicIKE, token: true},
+		{name: "resume", rounds: 2, ike: classicIKE, oursAlone: true, resume: true},
+		{name: "resume-psk", ike: classicIKE, oursAlone: true, resume: true},
 	}
 }
 
@@ -341,6 +344,9 @@ func (b *ikeBench) measure(ctx context.Context, subject string, t ikeTest) (err 
 		return err
 	}
 	defer func() {
+		if r == nil {
+			return // it did not start again
+		}
 		if err != nil {
 			err = fmt.Errorf("%w; the responder's last words: %s", err, r.process.Tail(5))
 		}
@@ -351,11 +357,16 @@ func (b *ikeBench) measure(ctx context.Context, subject string, t ikeTest) (err 
 		return err
 	}
 	var n ikeload.Node
-	if err := n.Start(ikeAddrs[1], b.clients.Do, peers); err != nil {
+	if err := n.Start(ikeAddrs[1], b.clients.Do, peers, nil); err != nil {
 		return errors.Join(err, n.Drop())
 	}
 	defer func() { err = errors.Join(err, n.Drop()) }()
 
+	if t.resume {
+		if r, err = b.restart(ctx, r, &n, job, t); err != nil {
+			return err
+		}
+	}
 	if _, err := b.drive(ctx, &n, 0, warmUp); err != nil {
 		return err
 	}
@@ -380,6 +391,9 @@ func (b *ikeBench) measure(ctx context.Context, subject string, t ikeTest) (err 
 	if err != nil {
 		return err
 	}
+	if all := b.count + warmUp; t.resume && n.Resumed() != all {
+		return fmt.Errorf("%d of %d IKE SAs were resumed", n.Resumed(), all)
+	}
 	per := float64(b.count)
 	for _, m := range []benchjson.Result{
 		{Value: (after - before).Seconds() * 1000 / per, Unit: cpuUnit},
@@ -398,6 +412,22 @@ func (b *ikeBench) measure(ctx context.Context, subject string, t ikeTest) (err 
 		}
 	}
 	return nil
+}
+
+// restart has all initiators set up, restarts the responder, and returns it when all of them have found
+// out.
+func (b *ikeBench) restart(ctx context.Context, r *responder, n *ikeload.Node, job *ikeload.Job, t ikeTest) (*responder, error) {
+	if _, err := b.drive(ctx, n, 0, warmUp+b.count); err != nil {
+		return r, err
+	}
+	if err := r.stop(); err != nil {
+		return r, err
+	}
+	r, err := b.startWardgate(ctx, job, t)
+	if err != nil {
+		return nil, err
+	}
+	return r, n.FindDead(ctx)
 }
 
 // drive has initiators set up, all of whom must succeed.

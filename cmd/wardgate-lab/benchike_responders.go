@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -26,6 +27,13 @@ func (b *ikeBench) job(t ikeTest) (*ikeload.Job, error) {
 	j := &ikeload.Job{
 		Local: ikeAddrs[0], Clients: b.count + warmUp, IKE: []string{t.ike}, ESP: []string{benchESP},
 		Status: b.lab.Path("responder.sock"),
+	}
+	if t.resume {
+		j.Tickets, j.Chains = make([]byte, 32), b.lab.Path("chains.json")
+		_, _ = rand.Read(j.Tickets) // which does not fail
+		if err := os.RemoveAll(j.Chains); err != nil {
+			return nil, err
+		}
 	}
 	if t.rounds == 0 {
 		j.PSK = benchPSK

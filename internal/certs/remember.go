@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
@@ -76,6 +77,34 @@ func (r *remembered) addLocked(key [sha256.Size]byte) {
 	}
 	r.good[key] = struct{}{}
 }
+
+// AcceptedPath returns the key of the path from a leaf over CAs in the order given (DER) to one of the anchors,
+// if crypto/x509 accepted it. Whoever has the key can have it accepted again with [AcceptPath], after a restart
+// for instance, without another check of its signatures.
+func AcceptedPath(leaf []byte, cas [][]byte, anchors []*x509.Certificate) (key [sha256.Size]byte, ok bool) {
+	path := make([]*x509.Certificate, 0, len(cas)+2)
+	path = append(path, &x509.Certificate{Raw: leaf})
+	for _, der := range cas {
+		path = append(path, &x509.Certificate{Raw: der})
+	}
+	issuer := path[len(path)-1]
+	if c := KnownCA(issuer.Raw); c != nil {
+		issuer = c
+	}
+	for _, a := range anchors {
+		if len(issuer.RawIssuer) > 0 && !bytes.Equal(issuer.RawIssuer, a.RawSubject) {
+			continue
+		}
+		if key = pathKey(append(path, a)); acceptedPaths.has(key) {
+			return key, true
+		}
+	}
+	return [sha256.Size]byte{}, false
+}
+
+// AcceptPath has the signatures of a path, and all else that crypto/x509 looks at but the time, accepted
+// from now on. key must be from [AcceptedPath] and out of hands that nobody else writes to.
+func AcceptPath(key [sha256.Size]byte) { acceptedPaths.add(key) }
 
 // pathKey names a path by all octets of its certificates, each with its length in front.
 func pathKey(path []*x509.Certificate) [sha256.Size]byte {

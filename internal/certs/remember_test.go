@@ -3,7 +3,9 @@ package certs_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"testing"
 	"time"
 
@@ -108,4 +110,57 @@ func BenchmarkVerifyChain(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// A path that was accepted has a key, and whoever brings that key spares its signatures, but nothing else.
+func TestAcceptedPathHasAKey(t *testing.T) {
+	w := newWorld(t)
+	a := w.lab.Services["group-a"]
+	leaf := w.issue(a, labca.Request{DNSNames: []string{"key.group-a.example"}, Unbound: true})
+	opt := w.service(leaf)
+	opt.RelatedTo = nil
+	opt.ID = nil
+	if _, ok := certs.AcceptedPath(opt.Leaf, opt.Intermediates, opt.Anchors); ok {
+		t.Error("a path that was never looked at is accepted")
+	}
+	if _, err := certs.VerifyChain(opt); err != nil {
+		t.Fatal(err)
+	}
+	key, ok := certs.AcceptedPath(opt.Leaf, opt.Intermediates, opt.Anchors)
+	if !ok || key != keyOf(opt) {
+		t.Errorf("key %x (%v), want %x", key, ok, keyOf(opt))
+	}
+	if _, ok := certs.AcceptedPath(opt.Leaf, opt.Intermediates, []*x509.Certificate{w.lab.Device.Anchor()}); ok {
+		t.Error("the path leads to another anchor")
+	}
+
+	forged := opt
+	forged.Leaf = bytes.Clone(leaf.Raw)
+	forged.Leaf[len(forged.Leaf)-4] ^= 1 // in the signature
+	judge := func(edit func(*certs.Options)) error {
+		o := forged
+		if edit != nil {
+			edit(&o)
+		}
+		_, err := certs.VerifyChain(o)
+		return err
+	}
+	certs.AcceptPath(key)
+	wantClass(t, judge(nil), certs.UnknownCA)
+	certs.AcceptPath(keyOf(forged)) // as only the holder of a ticket secret could
+	if err := judge(nil); err != nil {
+		t.Errorf("the key is of no use: %v", err)
+	}
+	wantClass(t, judge(func(o *certs.Options) { o.At = leaf.NotAfter.Add(time.Second) }), certs.Expired)
+	wantClass(t, judge(func(o *certs.Options) { o.Anchors = []*x509.Certificate{w.lab.Device.Anchor()} }), certs.UnknownCA)
+}
+
+// keyOf is the sum of all octets of leaf, CAs and anchor, each with its length in front.
+func keyOf(o certs.Options) [sha256.Size]byte {
+	var b []byte
+	for _, der := range append(append([][]byte{o.Leaf}, o.Intermediates...), o.Anchors[0].Raw) {
+		b = binary.BigEndian.AppendUint64(b, uint64(len(der)))
+		b = append(b, der...)
+	}
+	return sha256.Sum256(b)
 }

@@ -9,13 +9,13 @@ import (
 	"wardgate/internal/benchjson"
 )
 
-// The load generator and its responder get along, with keys in software and on a token; what they
+// The load generator and its responder get along, with keys in software and on a token, and with tickets; what they
 // measure is no matter here.
 func TestBenchIKERuns(t *testing.T) {
 	needRoot(t)
 	out := filepath.Join(t.TempDir(), "ike.jsonl")
 	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "wardgate-lab"), "bench-ike", "--bin", bin, "--out", out,
-		"--rounds", "1", "--count", "20", "--subjects", "wardgate", "--tests", "double,hybrid,psk,double-token")
+		"--rounds", "1", "--count", "20", "--subjects", "wardgate", "--tests", "double,hybrid,psk,double-token,resume,resume-psk")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
@@ -34,7 +34,7 @@ func TestBenchIKERuns(t *testing.T) {
 			got[r.Test] = true
 		}
 	}
-	for _, name := range []string{"double", "hybrid", "psk", "double-token"} {
+	for _, name := range []string{"double", "hybrid", "psk", "double-token", "resume", "resume-psk"} {
 		if !got[name] {
 			t.Errorf("nothing was measured for %s", name)
 		}

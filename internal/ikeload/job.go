@@ -25,6 +25,11 @@ type Job struct {
 	Rounds  []Round // one or two
 	Chip    *Chip   // where the keys are; nil: in Rounds
 	Status  string  // path of the Unix socket that [Ask] asks
+
+	// Tickets, when there is one, is the secret of the responder's tickets (RFC 5723); Chains is the file
+	// where it keeps the certificates behind them when it is restarted.
+	Tickets []byte
+	Chains  string
 }
 
 // Round is one authentication round of the responder's.
@@ -190,6 +195,9 @@ func (c *Credential) Round(ca *labca.Authority, role, clients string) (Round, er
 	return Round{ID: c.Name, Role: role, Key: key, Chain: c.Chain, Anchor: ca.Anchor().Raw, Clients: clients}, err
 }
 
+// findOut is how initiators find out soon that the responder was restarted.
+var findOut = ike.Retransmit{Initial: time.Second, Factor: 1, Tries: 1}
+
 // ClientPeers are the connections of the initiators: own are their credentials, by round and then
 // by number. The responder's identities are in rounds.
 func (j *Job) ClientPeers(local netip.Addr, own [][]*Credential) ([]*ike.PeerConfig, error) {
@@ -203,6 +211,9 @@ func (j *Job) ClientPeers(local netip.Addr, own [][]*Credential) ([]*ike.PeerCon
 	}
 	return peers(j.Clients, j.IKE, j.ESP, func(i int, p *ike.PeerConfig) error {
 		p.Local, p.Remote = local, []netip.AddrPort{netip.AddrPortFrom(j.Local, 500)}
+		if len(j.Tickets) > 0 {
+			p.Retransmit = findOut
+		}
 		p.Children[0].LocalTS = []ike.Selector{ike.PrefixSelector(clientNet(i))}
 		p.Children[0].RemoteTS = []ike.Selector{ike.PrefixSelector(responderNet)}
 		if j.PSK != "" {

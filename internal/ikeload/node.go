@@ -1,11 +1,14 @@
 package ikeload
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,7 +24,8 @@ type Node struct {
 
 	mu       sync.Mutex                   // guards what follows; not held while over is called
 	over     func(peer string, err error) // told of each CHILD SA that came up, and of each attempt that ended in nothing
-	ikes     int
+	ikes     map[ike.SAID]struct{}
+	resumed  int // IKE SAs that came up by a ticket
 	children map[ike.ChildID]pair
 	lastErr  error
 }
@@ -66,17 +70,22 @@ func (n *Node) listen(inside func(func() error) error) error {
 	})
 }
 
-// Start opens the sockets and begins to receive. See listen for inside.
-func (n *Node) Start(local netip.Addr, inside func(func() error) error, peers []*ike.PeerConfig) error {
-	n.local, n.children = local, map[ike.ChildID]pair{}
+// Start opens the sockets and begins to receive. See listen for inside; edit, when it is not nil, may
+// change the configuration.
+func (n *Node) Start(local netip.Addr, inside func(func() error) error, peers []*ike.PeerConfig, edit func(*ike.Config)) error {
+	n.local, n.ikes, n.children = local, map[ike.SAID]struct{}{}, map[ike.ChildID]pair{}
 	var err error
 	// Everybody comes from one address at once, which is what the bounds against strangers are for.
 	const bound = 1 << 16
-	if n.Endpoint, err = ike.NewEndpoint(ike.Config{
+	cfg := ike.Config{
 		Clock: wallClock{}, Rand: rand.Reader, Owner: (*owner)(n), Send: n.send,
 		SourceAddr:      func(netip.Addr) netip.Addr { return local },
 		CookieThreshold: bound, MaxHalfOpen: bound, MaxHalfOpenAddr: bound,
-	}); err != nil {
+	}
+	if edit != nil {
+		edit(&cfg)
+	}
+	if n.Endpoint, err = ike.NewEndpoint(cfg); err != nil {
 		return err
 	}
 	if err := n.SetPeers(peers); err != nil {
@@ -105,7 +114,38 @@ func (n *Node) Drop() error {
 func (n *Node) Counts() (ikes, children int, last error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.ikes, len(n.children), n.lastErr
+	return len(n.ikes), len(n.children), n.lastErr
+}
+
+// Resumed returns how many IKE SAs came up by a ticket.
+func (n *Node) Resumed() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.resumed
+}
+
+// FindDead has every IKE SA ask its peer something, and waits until all of them are dead, because the
+// peer was restarted. Their tickets are left.
+func (n *Node) FindDead(ctx context.Context) error {
+	n.mu.Lock()
+	all := slices.Collect(maps.Keys(n.ikes))
+	n.mu.Unlock()
+	for _, id := range all {
+		if err := n.RekeyIKE(id); err != nil && !errors.Is(err, ike.ErrUnknownSA) {
+			return err
+		}
+	}
+	for {
+		left, _, _ := n.Counts()
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d initiators do not find out that the responder was restarted: %w", left, len(all), ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 func (n *Node) send(p ike.Path, msg []byte) {
@@ -142,16 +182,19 @@ func (n *Node) receive(c *net.UDPConn, port uint16, natt bool) {
 // owner is what the Endpoint tells the Node.
 type owner Node
 
-func (o *owner) IKEUp(ike.SAInfo) {
+func (o *owner) IKEUp(i ike.SAInfo) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.ikes++
+	o.ikes[i.ID] = struct{}{}
+	if i.Resumed {
+		o.resumed++
+	}
 }
 
-func (o *owner) IKEDown(ike.SAInfo, ike.Reason) {
+func (o *owner) IKEDown(i ike.SAInfo, _ ike.Reason) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.ikes--
+	delete(o.ikes, i.ID)
 }
 
 func (o *owner) ChildUp(c ike.ChildSA) {

@@ -13,12 +13,14 @@ import (
 	"runtime/pprof"
 	"time"
 
+	"wardgate/ike"
 	"wardgate/pkichip"
 )
 
 // Status is what a responder says of itself.
 type Status struct {
 	IKE, Children int
+	Resumed       int    // IKE SAs that came up by a ticket
 	Heap          uint64 // octets in use after a collection, stacks included
 	Refused       string // last refusal
 }
@@ -35,8 +37,17 @@ func Respond(ctx context.Context, j *Job, profile string) (err error) {
 	if err != nil {
 		return err
 	}
+	var edit func(*ike.Config)
+	if len(j.Tickets) > 0 {
+		chains, readErr := readChains(j.Chains)
+		if readErr != nil {
+			return readErr
+		}
+		defer func() { err = errors.Join(err, chains.write()) }()
+		edit = func(c *ike.Config) { c.TicketSecrets, c.Chains = [][]byte{j.Tickets}, chains }
+	}
 	var n Node
-	if err := n.Start(j.Local, nil, conns); err != nil {
+	if err := n.Start(j.Local, nil, conns, edit); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Drop()) }()
@@ -76,6 +87,7 @@ func (n *Node) status() Status {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	s := Status{Heap: m.HeapAlloc + m.StackInuse}
+	s.Resumed = n.Resumed()
 	var last error
 	if s.IKE, s.Children, last = n.Counts(); last != nil {
 		s.Refused = last.Error()
