@@ -68,8 +68,7 @@ func BenchmarkVersusRaw(b *testing.B) {
 				best := [4]time.Duration{}
 				for b.Loop() {
 					o.seq.Store(0)
-					in.replay.top.Store(0)
-					in.replay.ring[0].Store(0)
+					in.replay.forget()
 					for i := range pkts {
 						pkts[i].Off, pkts[i].Len, pkts[i].Next = o.Headroom(), n, NextIPv4
 					}
@@ -192,10 +191,17 @@ func benchOpen(b *testing.B, open func(*Inbound, []Packet) bool) {
 					if !open(in, pkts) {
 						b.Fatal(pkts[0].Err)
 					}
-					in.replay.top.Store(0)
-					in.replay.ring[0].Store(0)
+					in.replay.forget()
 				}
 			})
 		}
+	}
+}
+
+// forget makes all packets new again.
+func (w *replayWindow) forget() {
+	w.top.Store(0)
+	if w.ring != nil {
+		w.ring[0].Store(0)
 	}
 }

@@ -12,6 +12,8 @@ type replayWindow struct {
 	size uint64 // in packets, a multiple of 64
 	mask uint64 // number of blocks - 1; at least one block more than the window needs
 	top  atomic.Uint64
+	// ring is made when the first packet comes: many SAs wait for one for long. Nobody reads it before top,
+	// which is stored after it, says that there was one.
 	ring []atomic.Uint64
 }
 
@@ -22,7 +24,6 @@ func (w *replayWindow) init(packets int) {
 		blocks <<= 1
 	}
 	w.mask = blocks - 1
-	w.ring = make([]atomic.Uint64, blocks)
 }
 
 // check reports whether seq could be accepted now.
@@ -33,7 +34,11 @@ func (w *replayWindow) check(seq uint64) bool {
 	}
 	// A word that is recycled for newer packets while it is read means that top has moved more
 	// than a window beyond seq: refusing is right then too.
-	return seq != 0 && top-seq < w.size && w.ring[seq/64&w.mask].Load()&(1<<(seq%64)) == 0
+	if seq == 0 || top-seq >= w.size {
+		return false
+	}
+	i := seq / 64 & w.mask
+	return i >= uint64(len(w.ring)) || w.ring[i].Load()&(1<<(seq%64)) == 0
 }
 
 // update marks seq as seen and reports whether it was acceptable. The caller holds the lock and
@@ -56,6 +61,9 @@ type replayRun struct {
 }
 
 func (w *replayWindow) begin() replayRun {
+	if w.ring == nil {
+		w.ring = make([]atomic.Uint64, w.mask+1)
+	}
 	top := w.top.Load()
 	return replayRun{w: w, top: top, block: top / 64, bits: w.ring[top/64&w.mask].Load()}
 }

@@ -332,7 +332,7 @@ func (sa *SA) answerLast(in *parsed, out *outgoing) {
 		sa.announceMobike(out)
 	}
 	if h.wantsTicket {
-		sa.giveTicket(out, g)
+		sa.giveTicket(out, g, h.session)
 	}
 	config.addTo(out)
 	if h.childless || sa.redirectProved(out) || config.failed {

@@ -51,19 +51,34 @@ type box struct {
 
 // post hands an event to the IKE SA. Datagrams beyond a bound are dropped: they are repeated.
 func (b *box) post(ev event) {
+	if b.take(ev) {
+		b.ep.cfg.Executor.Run(b.run)
+	}
+}
+
+// postHere is post for who is in a goroutine of the Executor's and has nothing else to do there.
+func (b *box) postHere(ev event) {
+	if b.take(ev) {
+		b.run()
+	}
+}
+
+// take puts an event into the queue; true: the caller has to see to it that run is called.
+func (b *box) take(ev event) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, ok := ev.(evDatagram); ok {
 		if b.waiting >= maxBoxQueue {
-			return
+			return false
 		}
 		b.waiting++
 	}
 	b.queue = append(b.queue, ev)
-	if !b.running {
-		b.running = true
-		b.ep.cfg.Executor.Run(b.run)
+	if b.running {
+		return false
 	}
+	b.running = true
+	return true
 }
 
 func (b *box) run() {
@@ -140,6 +155,9 @@ func (b *box) perform(a action) {
 			old.post(evResumed{a.spiI, a.spiR})
 		}
 	case actSaveChains:
+		if !slices.ContainsFunc(a.proofs, func(p proof) bool { return p.leaf != nil }) {
+			break
+		}
 		ep.cfg.Executor.RunSlow(func() {
 			for _, p := range a.proofs {
 				if p.leaf != nil {

@@ -161,7 +161,7 @@ func (sa *SA) onInformational(g *generation, in *parsed) {
 	g.takeCrashToken(in)
 	sa.takeAuthLifetime(in)
 	if in.has(message.NotifyTicketRequest) {
-		sa.giveTicket(out, g)
+		sa.giveTicket(out, g, nil)
 	}
 	if n := in.notify(message.NotifyRedirect); n != nil {
 		sa.onLiveRedirect(n)

@@ -582,7 +582,7 @@ func (ep *Endpoint) acceptFresh(p Path, h header, msg []byte, adm admission) {
 	case known:
 		b.post(evDatagram{path: p, head: h, msg: msg})
 	default:
-		b.post(evFresh{path: p, raw: msg, req: in, offer: offer, set: set, from: from, patience: adm.patience, puzzle: adm.puzzle})
+		b.postHere(evFresh{path: p, raw: msg, req: in, offer: offer, set: set, from: from, patience: adm.patience, puzzle: adm.puzzle})
 	}
 }
 

@@ -379,7 +379,7 @@ func (sa *SA) takeTicket(g *generation, in *parsed) {
 	}
 	life = min(life, maxTicketLifetime)
 	e := sa.est
-	s := e.session(sa, g, sa.now.Add(life))
+	s := e.session(sa, g, sa.now.Add(life), nil)
 	s.said, s.ticket, s.path = sa.id, slices.Clone(n.Data[4:]), sa.path
 	s.proofs, s.leaves = slices.Clone(e.proofs), e.localLeaves
 	e.ticketed = true
@@ -387,23 +387,29 @@ func (sa *SA) takeTicket(g *generation, in *parsed) {
 	sa.host.keepSession(s)
 }
 
-// session is the state of an IKE SA that is resumed by a ticket, until expires at the latest.
-func (e *established) session(sa *SA, g *generation, expires time.Time) *session {
+// session is the state of an IKE SA that is resumed by a ticket, until expires at the latest. prior is one
+// before with the same certificates, or nil.
+func (e *established) session(sa *SA, g *generation, expires time.Time, prior *session) *session {
 	s := &session{
 		peer: sa.peer.Name, spiI: g.spiI, spiR: g.spiR, initiator: g.initiator, offer: g.chosen.Answer(nil),
 		skd: g.prot.keys.SKd.Clone(), ppk: sa.ppk, authenticated: e.authenticated, expires: expires,
 	}
 	for i, p := range e.proofs {
 		r := sessionRound{local: e.localIDs[i], remote: p.id}
-		if e.localLeaves[i] != nil {
-			r.localMark = certMark(e.localLeaves[i])
-		} else {
-			r.localMark = pskMark(s.skd, sa.peer.LocalAuth[i].PSK)
+		if prior != nil {
+			r.localMark, r.remoteMark, r.path = prior.rounds[i].localMark, prior.rounds[i].remoteMark, prior.rounds[i].path
 		}
-		if p.leaf != nil {
-			r.remoteMark = certMark(p.leaf)
-		} else {
+		switch {
+		case e.localLeaves[i] == nil:
+			r.localMark = pskMark(s.skd, sa.peer.LocalAuth[i].PSK)
+		case prior == nil:
+			r.localMark = certMark(e.localLeaves[i])
+		}
+		switch {
+		case p.leaf == nil:
 			r.remoteMark = pskMark(s.skd, sa.peer.RemoteAuth[i].PSK)
+		case prior == nil:
+			r.remoteMark = certMark(p.leaf)
 		}
 		s.rounds = append(s.rounds, r)
 	}

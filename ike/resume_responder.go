@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"wardgate/ike/message"
@@ -37,7 +38,9 @@ func sameMAC(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }
 
 // giveTicket answers TICKET_REQUEST (section 4.1). The ticket ends with the last full proof's time,
 // with the peer's certificates and with the reauthentication that is due (section 6.2).
-func (sa *SA) giveTicket(out *outgoing, g *generation) {
+//
+// prior is the session that this IKE SA was made of, if its certificates are still those; or nil.
+func (sa *SA) giveTicket(out *outgoing, g *generation, prior *session) {
 	keys := sa.host.ticketKeys()
 	if len(keys) == 0 {
 		return // this end does not do RFC 5723
@@ -54,10 +57,10 @@ func (sa *SA) giveTicket(out *outgoing, g *generation) {
 		out.notify(message.NotifyTicketNack, nil)
 		return
 	}
-	s := e.session(sa, g, sa.now.Add(life))
+	s := e.session(sa, g, sa.now.Add(life), prior)
 	defer s.wipe()
 	for i, p := range e.proofs {
-		if p.leaf != nil {
+		if p.leaf != nil && prior == nil {
 			s.rounds[i].path, _ = certs.AcceptedPath(p.leaf, p.intermediates, sa.peer.RemoteAuth[i].Anchors)
 		}
 	}
@@ -111,7 +114,7 @@ func (ep *Endpoint) acceptResume(now time.Time, p Path, h header, msg []byte, in
 		s.wipe()
 		b.post(evDatagram{path: p, head: h, msg: msg})
 	default:
-		b.post(evResume{path: p, raw: msg, req: in, session: s, patience: adm.patience})
+		b.postHere(evResume{path: p, raw: msg, req: in, session: s, patience: adm.patience})
 	}
 }
 
@@ -196,7 +199,12 @@ func (sa *SA) onResumeAuth(_ *generation, in *parsed) {
 		h.claimed = nil
 		sa.takeFirstRequest(in)
 		h.job, h.verifying = sa.job(), true
-		sa.do(sa.judgeSession(cfg))
+		judge := sa.judgeSession(cfg)
+		if !slices.ContainsFunc(cfg.RemoteAuth, func(a RemoteAuth) bool { return len(a.PSK) == 0 }) {
+			sa.onVerdict(evVerdict{judge.job, judge.check(nil)}) // pre-shared keys, whose marks fit
+			return
+		}
+		sa.do(judge)
 	}
 }
 

@@ -113,12 +113,14 @@ func certMark(der []byte) [32]byte { return sha256.Sum256(der) }
 // pskMark ties a ticket to a pre-shared key without holding anything that could be tried against it
 // by who has not opened the ticket.
 func pskMark(skd suite.Secret, psk []byte) (m [32]byte) {
-	h := hmac.New(sha256.New, skd.Bytes())
-	h.Write([]byte("ticket psk"))
-	h.Write(psk)
-	h.Sum(m[:0])
+	copy(m[:], markPRF.Sum(skd, pskMarkLabel, psk))
 	return m
 }
+
+var pskMarkLabel = []byte("ticket psk")
+
+// markPRF is HMAC-SHA-256, which is always there.
+var markPRF, _ = suite.NewPRF(suite.PRFHMACSHA256)
 
 func (s *session) wipe() {
 	if s != nil {
@@ -180,7 +182,7 @@ func (k ticketKeys) open(ticket []byte) (*session, error) {
 
 // encode writes the session into one piece of memory, which holds a key.
 func (s *session) encode() []byte {
-	b := make([]byte, 0, maxTicket)
+	b := make([]byte, 0, 128+len(s.rounds)*192) // enough for most
 	str := func(v string) {
 		b = binary.BigEndian.AppendUint16(b, uint16(len(v)))
 		b = append(b, v...)

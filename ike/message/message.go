@@ -64,7 +64,7 @@ func (m *Message) Append(dst []byte) ([]byte, error) {
 // Encode encodes a message without an Encrypted payload: IKE_SA_INIT, or an unprotected error
 // answer. Error: *EncodeError.
 func Encode(h Header, ps Payloads) ([]byte, error) {
-	return (&Message{Header: h, Payloads: ps}).Append(nil)
+	return (&Message{Header: h, Payloads: ps}).Append(make([]byte, 0, HeaderLen+roomFor(ps)))
 }
 
 // finish fills in the header's next payload and length fields.

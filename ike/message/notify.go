@@ -47,6 +47,7 @@ func NewInvalidKE(method KEMethod) *Notify {
 // NewSignatureHashAlgorithms returns N(SIGNATURE_HASH_ALGORITHMS) (RFC 7427, section 4).
 func NewSignatureHashAlgorithms(hashes ...HashAlgorithm) *Notify {
 	n := &Notify{Type: NotifySignatureHashAlgorithms}
+	n.Data = make([]byte, 0, 2*len(hashes))
 	for _, h := range hashes {
 		n.Data = binary.BigEndian.AppendUint16(n.Data, uint16(h))
 	}

@@ -117,11 +117,28 @@ func (in Inner) IntAuth(h Header) []byte {
 
 // EncodeInner encodes ps as the content of an Encrypted payload. Error: *EncodeError.
 func EncodeInner(ps Payloads) (Inner, error) {
-	first, plain, err := AppendPayloads(nil, ps)
+	first, plain, err := AppendPayloads(make([]byte, 0, roomFor(ps)), ps)
 	if err != nil {
 		return Inner{}, err
 	}
 	return Inner{First: first, Plain: plain, Payloads: ps}, nil
+}
+
+// roomFor estimates how many octets ps become, so that they need not be moved while they grow.
+func roomFor(ps Payloads) int {
+	n := 0
+	for _, p := range ps {
+		switch p := p.(type) {
+		case *Cert:
+			n += len(p.Data)
+		case *Notify:
+			n += len(p.Data)
+		case *SA:
+			n += 64 * len(p.Proposals)
+		}
+		n += 64
+	}
+	return min(n, MaxMessage)
 }
 
 // Decrypt opens the SK payload without looking at its content: First and Plain are set. Every
