@@ -208,12 +208,17 @@ func (b *builder) services() error {
 
 // unused are the suites of a device that has joined nothing: a policy must name some, and no
 // connection uses them.
-var unused = policy.Suites{IKE: []string{"aes256gcm16-prfsha384-x25519"}, ESP: []string{"aes256gcm16-x25519"}}
+var unused = policy.Suites{IKE: []string{"aes256gcm16-prfsha384-x25519-mlkem768"}, ESP: []string{"aes256gcm16-x25519"}}
 
 // rules combines the uniform rules of the services: a policy has one set for all its connections,
 // so it is what all of them allow.
 func (b *builder) rules() {
 	b.doc.Suites, b.doc.Lifetimes = uniform(b.joined)
+	for _, s := range b.joined {
+		if s.Rules.Revocation == policy.RevocationRequired {
+			b.doc.Revocation = policy.RevocationRequired // no service gets less than it asks for
+		}
+	}
 	switch {
 	case len(b.joined) == 0:
 		b.doc.Suites = unused
@@ -301,9 +306,15 @@ func (b *builder) connections() {
 		peer := b.r.Device(c.Parties[other].Device)
 		if !peers[peer.Name] {
 			peers[peer.Name] = true
-			b.doc.Peers = append(b.doc.Peers, policy.Peer{Name: peer.Name, Gateways: peer.Gateways, DeviceID: peer.Name, ESP: transport(b.d, peer)})
+			b.doc.Peers = append(b.doc.Peers, policy.Peer{Name: peer.Name, Gateways: peer.Gateways, DeviceID: peer.Name, ESP: transport(b.d, peer), Moves: peer.Moves})
 		}
-		conn := policy.Connection{Name: c.Name, Peer: peer.Name, Service: c.Service, Start: c.Start, Idle: c.Idle}
+		conn := policy.Connection{
+			Name: c.Name, Peer: peer.Name, Service: c.Service, Start: c.Start, Idle: c.Idle,
+			PPK: c.PPK, FirstChild: b.r.Service(c.Service).Rules.FirstChild,
+		}
+		if c.PPK != "" {
+			conn.PPKID = c.Name // the same on both sides
+		}
 		if len(peer.Gateways) == 0 {
 			conn.Start = policy.StartManual // only the peer can set it up
 		}

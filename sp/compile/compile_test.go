@@ -260,8 +260,45 @@ func TestUniform(t *testing.T) {
 	if diff := cmp.Diff(want, d.Lifetimes); diff != "" {
 		t.Error(diff)
 	}
-	if d := document(t, in, "c.devices.example"); d.Lifetimes.Child != policy.Duration(30*time.Minute) || len(d.Suites.IKE) != 3 {
+	if d := document(t, in, "c.devices.example"); d.Lifetimes.Child != policy.Duration(30*time.Minute) || len(d.Suites.IKE) != len(registrytest.Suites().IKE) {
 		t.Errorf("C, in group-b alone: %v, %v", d.Lifetimes, d.Suites)
+	}
+}
+
+// TestKeysAndAddresses: what registry says of revocation, keys and addresses that move reaches the
+// policies of both sides.
+func TestKeysAndAddresses(t *testing.T) {
+	in := input(t, edit(func(c *registry.Content) {
+		c.Services[0].Rules.Revocation = policy.RevocationRequired // of A and B; A has joined the other one, too
+		c.Services[0].Rules.FirstChild = policy.FirstChildOwn
+		c.Contracts[0].PPK = policy.PPKRequired
+		for i := range c.Devices {
+			if c.Devices[i].Name == "b.devices.example" {
+				c.Devices[i].Moves = policy.MovesAnywhere
+			}
+		}
+	}))
+	connection := func(d *policy.Document, name string) policy.Connection {
+		i := slices.IndexFunc(d.Connections, func(c policy.Connection) bool { return c.Name == name })
+		if i < 0 {
+			t.Fatalf("%s has no connection %s", d.Device.ID, name)
+		}
+		return d.Connections[i]
+	}
+	a, b, c := document(t, in, "a.devices.example"), document(t, in, "b.devices.example"), document(t, in, "c.devices.example")
+	for _, d := range []*policy.Document{a, b} {
+		k := connection(d, "a-b")
+		if d.Revocation != policy.RevocationRequired || k.PPK != policy.PPKRequired || k.PPKID != "a-b" || k.FirstChild != policy.FirstChildOwn {
+			t.Errorf("%s: revocation %q, connection %+v", d.Device.ID, d.Revocation, k)
+		}
+	}
+	if k := connection(a, "a-c"); k.PPK != "" || k.PPKID != "" || k.FirstChild != "" || c.Revocation != "" {
+		t.Errorf("the other service: revocation of C %q, connection %+v", c.Revocation, k)
+	}
+	for _, p := range append(a.Peers, b.Peers...) {
+		if want := map[bool]string{true: policy.MovesAnywhere}[p.Name == "b.devices.example"]; p.Moves != want {
+			t.Errorf("%s moves %q; want %q", p.Name, p.Moves, want)
+		}
 	}
 }
 

@@ -373,7 +373,7 @@ func TestAffected(t *testing.T) {
 		next := c
 		next.Devices, next.Services = slices.Clone(c.Devices), slices.Clone(c.Services)
 		next.Memberships, next.Contracts = slices.Clone(c.Memberships), slices.Clone(c.Contracts)
-		switch rapid.IntRange(0, 5).Draw(t, "what") {
+		switch rapid.IntRange(0, 8).Draw(t, "what") {
 		case 0:
 			d := &next.Devices[rapid.IntRange(0, len(next.Devices)-1).Draw(t, "device")]
 			d.State = rapid.SampledFrom([]registry.State{registry.Active, registry.Suspended, registry.Revoked}).Draw(t, "state")
@@ -395,6 +395,15 @@ func TestAffected(t *testing.T) {
 		case 4:
 			s := &next.Services[rapid.IntRange(0, len(next.Services)-1).Draw(t, "service")]
 			s.Rules.Lifetimes.Child = policy.Duration(10 * time.Minute)
+		case 6:
+			s := &next.Services[rapid.IntRange(0, len(next.Services)-1).Draw(t, "service")]
+			s.Rules.Revocation, s.Rules.FirstChild = policy.RevocationRequired, policy.FirstChildOwn
+		case 7:
+			next.Devices[rapid.IntRange(0, len(next.Devices)-1).Draw(t, "device")].Moves = policy.MovesNever
+		case 8:
+			if len(next.Contracts) > 0 {
+				next.Contracts[rapid.IntRange(0, len(next.Contracts)-1).Draw(t, "contract")].PPK = policy.PPKOptional
+			}
 		case 5:
 			if len(next.Contracts) > 0 {
 				k := &next.Contracts[rapid.IntRange(0, len(next.Contracts)-1).Draw(t, "contract")]

@@ -308,6 +308,12 @@ func (k *checker) service(s *Service) {
 			k.fault(RuleDomain, "domain", "the DNS domain of the names in the service's certificates, such as group-a.example", certs.Quote(s.Domain), "correct it")
 		}
 	}
+	if s.Rules.Revocation != "" {
+		k.oneOf("rules.revocation", s.Rules.Revocation, policy.RevocationIfKnown, policy.RevocationRequired)
+	}
+	if s.Rules.FirstChild != "" {
+		k.oneOf("rules.first_child", s.Rules.FirstChild, policy.FirstChildWithIKE, policy.FirstChildOwn)
+	}
 	k.count("rules.suites.ike", len(s.Rules.Suites.IKE), 1, policy.MaxSuites)
 	k.count("rules.suites.esp", len(s.Rules.Suites.ESP), 1, policy.MaxSuites)
 	if k.count("rules.allow", len(s.Rules.Allow), 0, policy.MaxPorts) {
@@ -331,6 +337,9 @@ func (k *checker) device(i int, gateways map[netip.AddrPort]string, registered m
 	k.oneOf("state", string(d.State), string(Active), string(Suspended), string(Revoked))
 	if d.ESP != "" {
 		k.oneOf("esp", d.ESP, policy.ESPUDP, policy.ESPNative)
+	}
+	if d.Moves != "" && k.oneOf("moves", d.Moves, policy.MovesNamed, policy.MovesAnywhere, policy.MovesNever) && d.Moves == policy.MovesNamed && len(d.Gateways) == 0 {
+		k.fault(RuleGateway, "moves", "\"anywhere\" or \"never\", because the device has no gateways", certs.Quote(d.Moves), "register the addresses that it moves between as its gateways")
 	}
 	k.certificate(i, registered)
 	if k.count("gateways", len(d.Gateways), 0, policy.MaxGateways) {

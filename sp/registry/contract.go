@@ -154,6 +154,9 @@ func (k *checker) contract(c *Contract, sides map[string]*side) {
 	if d := time.Duration(c.Idle); d != 0 && (d < time.Second || d > 24*time.Hour) {
 		k.fault(RuleTime, "idle", "1s to 24h", c.Idle.String(), "")
 	}
+	if c.PPK != "" {
+		k.oneOf("ppk", c.PPK, policy.PPKOff, policy.PPKOptional, policy.PPKRequired)
+	}
 	s := k.r.Service(c.Service)
 	if s == nil {
 		k.fault(RuleReference, "service", "the name of a service", certs.Quote(c.Service), "add services/NAME.toml or correct the name"+nearest(c.Service, k.r.service))

@@ -166,6 +166,7 @@ func (d *Device) export(joined []Membership) *writer {
 	w.text("state", string(d.State))
 	w.list("gateways", d.Gateways)
 	w.text("esp", d.ESP)
+	w.text("moves", d.Moves)
 	for i := range d.Zones {
 		z := &d.Zones[i]
 		w.entry("zone", "", "name", z.Name)
@@ -189,8 +190,10 @@ func (s *Service) export() *writer {
 	w.text("category", s.Category)
 	w.text("auth", s.Auth)
 	w.text("domain", s.Domain)
-	if len(s.Rules.Allow) > 0 {
+	if len(s.Rules.Allow) > 0 || s.Rules.Revocation != "" || s.Rules.FirstChild != "" {
 		w.table("rules")
+		w.text("revocation", s.Rules.Revocation)
+		w.text("first_child", s.Rules.FirstChild)
 		w.list("allow", s.Rules.Allow)
 	}
 	w.table("rules.suites")
@@ -215,6 +218,7 @@ func (c *Contract) export() *writer {
 	w.duration("idle", c.Idle)
 	w.time("from", c.From)
 	w.time("until", c.Until)
+	w.text("ppk", c.PPK)
 	for i := range c.Parties {
 		p := &c.Parties[i]
 		w.entry("party", "", "device", p.Device)

@@ -33,6 +33,7 @@ type deviceFile struct {
 	State      string           `toml:"state"`
 	Gateways   []string         `toml:"gateways"`
 	ESP        string           `toml:"esp"`
+	Moves      string           `toml:"moves"`
 	Zone       []zoneFile       `toml:"zone"`
 	Membership []membershipFile `toml:"membership"`
 }
@@ -60,9 +61,11 @@ type serviceFile struct {
 }
 
 type rulesFile struct {
-	Allow     []string `toml:"allow"`
-	Suites    suites   `toml:"suites"`
-	Lifetimes lifetime `toml:"lifetimes"`
+	Revocation string   `toml:"revocation"`
+	FirstChild string   `toml:"first_child"`
+	Allow      []string `toml:"allow"`
+	Suites     suites   `toml:"suites"`
+	Lifetimes  lifetime `toml:"lifetimes"`
 }
 
 type suites struct {
@@ -85,6 +88,7 @@ type contractFile struct {
 	Idle    string      `toml:"idle"`
 	From    any         `toml:"from"`
 	Until   any         `toml:"until"`
+	PPK     string      `toml:"ppk"`
 	Party   []partyFile `toml:"party"`
 	Flow    []flowFile  `toml:"flow"`
 	Test    []testFile  `toml:"test"`
@@ -418,7 +422,7 @@ func (l *loader) duration(at, s string) policy.Duration {
 }
 
 func (l *loader) device(name string, f *deviceFile) {
-	d := Device{Name: name, Member: f.Member, State: State(f.State), Gateways: f.Gateways, ESP: f.ESP}
+	d := Device{Name: name, Member: f.Member, State: State(f.State), Gateways: f.Gateways, ESP: f.ESP, Moves: f.Moves}
 	if pem, err := readFile(l.fs, "devices/"+name+".pem", 4*certs.MaxCertificateBytes); err == nil {
 		d.Certificate = string(pem)
 	} else {
@@ -445,7 +449,7 @@ func (l *loader) service(name string, f *serviceFile) {
 	l.c.Services = append(l.c.Services, Service{
 		Name: name, Title: f.Title, Category: f.Category, Auth: f.Auth, Domain: f.Domain,
 		Rules: Rules{
-			Allow: f.Rules.Allow, Suites: policy.Suites{IKE: f.Rules.Suites.IKE, ESP: f.Rules.Suites.ESP},
+			Revocation: f.Rules.Revocation, FirstChild: f.Rules.FirstChild, Allow: f.Rules.Allow, Suites: policy.Suites{IKE: f.Rules.Suites.IKE, ESP: f.Rules.Suites.ESP},
 			Lifetimes: policy.Lifetimes{
 				IKE: l.duration(at+"ike", t.IKE), Child: l.duration(at+"child", t.Child), Liveness: l.duration(at+"liveness", t.Liveness),
 				ChildBytes: t.ChildBytes, ChildPackets: t.ChildPackets,
@@ -457,7 +461,7 @@ func (l *loader) service(name string, f *serviceFile) {
 func (l *loader) contract(name string, f *contractFile) {
 	c := Contract{
 		Name: name, Title: f.Title, Service: f.Service, Start: f.Start, Idle: l.duration("idle", f.Idle),
-		From: l.time("from", f.From), Until: l.time("until", f.Until),
+		From: l.time("from", f.From), Until: l.time("until", f.Until), PPK: f.PPK,
 	}
 	if len(f.Party) != len(c.Parties) {
 		l.bad(RuleParties, "party", "two [[party]] tables", strconv.Itoa(len(f.Party)), "name both parties")

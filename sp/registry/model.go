@@ -55,7 +55,8 @@ type Device struct {
 	Gateways    []string `json:"gateways,omitempty"` // where others reach it, as in policy.Peer; empty: it can only set up connections itself
 	Zones       []Zone   `json:"zones"`
 	State       State    `json:"state"`
-	ESP         string   `json:"esp,omitempty"` // policy.ESPUDP or policy.ESPNative; empty: ESPUDP
+	ESP         string   `json:"esp,omitempty"`   // policy.ESPUDP or policy.ESPNative; empty: ESPUDP
+	Moves       string   `json:"moves,omitempty"` // one of policy.Moves…, for its partners; empty: MovesNamed with gateways, MovesAnywhere without
 }
 
 // Zone is a part of the member's own network, as agreed with it.
@@ -84,6 +85,11 @@ type Service struct {
 type Rules struct {
 	Suites    policy.Suites    `json:"suites"`
 	Lifetimes policy.Lifetimes `json:"lifetimes,omitzero"`
+	// Revocation is one of policy.Revocation…; empty: RevocationIfKnown. A device that has joined several
+	// services keeps to the strictest.
+	Revocation string `json:"revocation,omitempty"`
+	// FirstChild is one of policy.FirstChild…, for all connections of the service; empty: FirstChildWithIKE.
+	FirstChild string `json:"first_child,omitempty"`
 	// Allow lists what flows of the service may be: "tcp", "udp/53", "tcp/5000-5010", "icmp",
 	// "icmpv6", "any" or a number. Empty: whatever zone and category allow.
 	Allow []string `json:"allow,omitempty"`
@@ -111,6 +117,7 @@ type Contract struct {
 	Idle    policy.Duration `json:"idle,omitzero"` // zero: never ended for idleness
 	From    time.Time       `json:"from,omitzero"`
 	Until   time.Time       `json:"until,omitzero"` // first instant after it
+	PPK     string          `json:"ppk,omitempty"`  // one of policy.PPK…; empty: PPKOff. The key has the contract's name, and is brought by hand
 	Tests   []Test          `json:"tests,omitempty"`
 }
 

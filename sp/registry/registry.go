@@ -322,6 +322,9 @@ func canonical(c Content) (Content, map[string]*x509.Certificate) {
 		if d.ESP == policy.ESPUDP {
 			d.ESP = "" // the default has one form
 		}
+		if d.Moves == policy.MovesNamed && len(d.Gateways) > 0 || d.Moves == policy.MovesAnywhere && len(d.Gateways) == 0 {
+			d.Moves = ""
+		}
 		if cs, err := certs.ParseCertificates([]byte(d.Certificate)); err == nil && len(cs) == 1 {
 			d.Certificate = string(certs.EncodePEM(cs[0]))
 			parsed[d.Certificate] = cs[0]
@@ -335,6 +338,12 @@ func canonical(c Content) (Content, map[string]*x509.Certificate) {
 		}
 		s.Rules.Suites = policy.Suites{IKE: list(s.Rules.Suites.IKE), ESP: list(s.Rules.Suites.ESP)}
 		s.Rules.Allow = list(s.Rules.Allow)
+		if s.Rules.Revocation == policy.RevocationIfKnown {
+			s.Rules.Revocation = ""
+		}
+		if s.Rules.FirstChild == policy.FirstChildWithIKE {
+			s.Rules.FirstChild = ""
+		}
 	}
 	for i := range out.Memberships {
 		m := &out.Memberships[i]
@@ -343,6 +352,9 @@ func canonical(c Content) (Content, map[string]*x509.Certificate) {
 	}
 	for i := range out.Contracts {
 		k := &out.Contracts[i]
+		if k.PPK == policy.PPKOff {
+			k.PPK = ""
+		}
 		for j := range k.Parties {
 			p := &k.Parties[j]
 			p.Device = strings.ToLower(p.Device)

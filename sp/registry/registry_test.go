@@ -96,6 +96,14 @@ func TestRoundTrip(t *testing.T) {
 				k.Tests = []registry.Test{{Name: "t", From: f.Sources[0].Addr(), To: f.Destinations[0].Addr(), Protocol: "tcp", Port: f.Ports[0].First, Expect: policy.ExpectAllow}}
 			}
 		}
+		for i := range content.Services {
+			rules := &content.Services[i].Rules
+			rules.Revocation = rapid.SampledFrom([]string{"", policy.RevocationIfKnown, policy.RevocationRequired}).Draw(t, "revocation")
+			rules.FirstChild = rapid.SampledFrom([]string{"", policy.FirstChildWithIKE, policy.FirstChildOwn}).Draw(t, "first child")
+		}
+		for i := range content.Contracts {
+			content.Contracts[i].PPK = rapid.SampledFrom([]string{"", policy.PPKOff, policy.PPKOptional, policy.PPKRequired}).Draw(t, "ppk")
+		}
 		r, err := registry.New(content)
 		if err != nil {
 			return
@@ -294,6 +302,11 @@ func TestFaults(t *testing.T) {
 		{"category", replace("services/group-a.toml", `"information-provision"`, `"mail"`), registry.RuleWord, []string{"services/group-a.toml:2: category: "}},
 		{"domain", replace("services/group-a.toml", `domain = "group-a.example"`, ""), registry.RuleDomain, []string{"services/group-a.toml: domain: "}},
 		{"uniform rule's form", replace("services/group-b.toml", `"tcp/22"`, `"tcp/0"`), registry.RuleFlow, []string{"services/group-b.toml:7: rules.allow[0]: "}},
+		{"revocation", replace("services/group-a.toml", "[rules.suites]", "[rules]\nrevocation = \"yes\"\n[rules.suites]"), registry.RuleWord, []string{"services/group-a.toml:7: rules.revocation: ", `"required"`}},
+		{"first child", replace("services/group-a.toml", "[rules.suites]", "[rules]\nfirst_child = \"yes\"\n[rules.suites]"), registry.RuleWord, []string{"services/group-a.toml:7: rules.first_child: ", `"own-exchange"`}},
+		{"ppk", replace(fileAB, `idle = "1m"`, `ppk = "always"`), registry.RuleWord, []string{fileAB + ":4: ppk: ", `"optional"`}},
+		{"moves", replace(fileB, `gateways =`, "moves = \"away\"\ngateways ="), registry.RuleWord, []string{fileB + ":3: moves: ", `"anywhere"`}},
+		{"moves among nothing", replace(fileB, `gateways = ["198.18.0.2"]`, `moves = "named"`), registry.RuleGateway, []string{fileB + ":3: moves: ", "no gateways"}},
 		{"duration", replace("services/group-a.toml", "[rules.suites]", "[rules.lifetimes]\nike = \"8\"\n[rules.suites]"), registry.RuleTime, []string{"services/group-a.toml:7: rules.lifetimes.ike: "}},
 
 		{"one party", replace(fileAB, "[[party]]\ndevice = \"b.devices.example\"\n", ""), registry.RuleParties, []string{fileAB + ":6: party: ", "two [[party]] tables"}},
@@ -495,6 +508,8 @@ func TestDiffDetects(t *testing.T) {
 		func(c *registry.Content) { c.Contracts[0].Until = at },
 		func(c *registry.Content) { c.Contracts[0].Parties[0].Hosts = registrytest.Prefixes("10.1.2.10") },
 		func(c *registry.Content) { c.Contracts[0].Tests[1].Port = 23 },
+		func(c *registry.Content) { c.Contracts[0].PPK = policy.PPKRequired },
+		func(c *registry.Content) { c.Devices[0].Moves = policy.MovesNever },
 	} {
 		content := registrytest.Hospital()
 		f(&content)
@@ -505,7 +520,7 @@ func TestDiffDetects(t *testing.T) {
 		}
 		seen[d[0].Fields[0].Path] = true
 	}
-	if len(seen) != 12 {
+	if len(seen) != 14 {
 		t.Errorf("paths %v", slices.Sorted(maps.Keys(seen)))
 	}
 }

@@ -69,7 +69,7 @@ func Certificate(name string) string {
 // Suites are what the services of this package allow.
 func Suites() policy.Suites {
 	return policy.Suites{
-		IKE: []string{"aes256gcm16-prfsha384-x25519", "aes256gcm16-prfsha384-ecp384", "aes128gcm16-prfsha256-ecp256"},
+		IKE: []string{"aes256gcm16-prfsha384-x25519-mlkem768", "aes256gcm16-prfsha384-x25519", "aes256gcm16-prfsha384-ecp384", "aes128gcm16-prfsha256-ecp256"},
 		ESP: []string{"aes256gcm16", "aes128gcm16"},
 	}
 }
@@ -265,6 +265,9 @@ func randomDevice(t *rapid.T, c *registry.Content, i, members int) {
 	}
 	if rapid.IntRange(0, 4).Draw(t, "native") == 0 {
 		d.ESP = policy.ESPNative
+	}
+	if d.Moves = rapid.SampledFrom([]string{"", "", policy.MovesNever, policy.MovesAnywhere, policy.MovesNamed}).Draw(t, "moves"); len(d.Gateways) == 0 && d.Moves == policy.MovesNamed {
+		d.Moves = ""
 	}
 	levels := []string{policy.LevelDMZ, policy.LevelSZ, policy.LevelHSZ}
 	for z := range rapid.IntRange(1, 3).Draw(t, "zones") {
