@@ -35,7 +35,7 @@ type Agreed struct {
 // SuitesGCM is what the laboratory's policies allow unless told otherwise.
 func SuitesGCM() policy.Suites {
 	return policy.Suites{
-		IKE: []string{"aes256gcm16-prfsha384-x25519", "aes256gcm16-prfsha384-ecp384", "aes128gcm16-prfsha256-ecp256"},
+		IKE: []string{"aes256gcm16-prfsha384-x25519-mlkem768", "aes256gcm16-prfsha384-x25519", "aes256gcm16-prfsha384-ecp384", "aes128gcm16-prfsha256-ecp256"},
 		ESP: []string{"aes256gcm16", "aes128gcm16"},
 	}
 }

@@ -132,18 +132,19 @@ func (l *Lab) Rogue(n *Netns, local netip.Addr) (*Rogue, error) {
 
 // Connect makes a tunnel to a facility in somebody's name; nil when a CHILD SA stands.
 func (r *Rogue) Connect(ctx context.Context, p *Provider, id *Identity, t RogueTarget) error {
-	ikeProposal, err := suite.ParseProposal(suite.ProtocolIKE, SuitesGCM().IKE[0])
+	// It offers what an appliance of the laboratory does: what it is refused for is something else.
+	ikeProposals, err := suite.ParseProposals(suite.ProtocolIKE, SuitesGCM().IKE)
 	if err != nil {
 		return err
 	}
-	espProposal, err := suite.ParseProposal(suite.ProtocolESP, SuitesGCM().ESP[0])
+	espProposals, err := suite.ParseProposals(suite.ProtocolESP, SuitesGCM().ESP)
 	if err != nil {
 		return err
 	}
 	cfg := &ike.PeerConfig{
 		Name: "rogue", Local: r.local, Remote: []netip.AddrPort{netip.AddrPortFrom(t.Peer.WAN, 500)},
-		Proposals: []suite.Proposal{ikeProposal}, ForceEncap: true,
-		Children: []ike.ChildConfig{{Name: "net", Proposals: []suite.Proposal{espProposal}}},
+		Proposals: ikeProposals, ForceEncap: true,
+		Children: []ike.ChildConfig{{Name: "net", Proposals: espProposals}},
 	}
 	for _, s := range t.Local {
 		cfg.Children[0].LocalTS = append(cfg.Children[0].LocalTS, ike.PrefixSelector(s))

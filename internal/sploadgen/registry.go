@@ -124,7 +124,7 @@ func (s *Scenario) certify(n int, now time.Time) ([]string, error) {
 func (s *Scenario) services() {
 	rules := registry.Rules{
 		Suites: policy.Suites{
-			IKE: []string{"aes256gcm16-prfsha384-x25519", "aes256gcm16-prfsha384-ecp384", "aes128gcm16-prfsha256-ecp256"},
+			IKE: []string{"aes256gcm16-prfsha384-x25519-mlkem768", "aes256gcm16-prfsha384-x25519", "aes256gcm16-prfsha384-ecp384", "aes128gcm16-prfsha256-ecp256"},
 			ESP: []string{"aes256gcm16", "aes128gcm16"},
 		},
 		Lifetimes: policy.Lifetimes{IKE: policy.Duration(8 * time.Hour), Child: policy.Duration(time.Hour)},
