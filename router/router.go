@@ -92,6 +92,7 @@ type Router struct {
 	doc         *policy.Document // in force; nil: none
 	policyAt    time.Time
 	policyErr   *control.Error // why there is none
+	remotesErr  *control.Error // what is wrong with former partners' addresses; nil: nothing
 	creds       []pkichip.Credential
 	deviceDER   []byte
 	tokenState  string

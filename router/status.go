@@ -101,6 +101,9 @@ func (r *Router) Status(ctx context.Context) (*control.Status, error) {
 		s.Policy.Error = r.policyErr
 		s.Warnings = append(s.Warnings, control.Warning{Code: r.policyErr.Code, Title: r.policyErr.Title, Text: r.policyErr.Detail, Hint: r.policyErr.Hint})
 	}
+	if e := r.remotesErr; e != nil {
+		s.Warnings = append(s.Warnings, control.Warning{Code: e.Code, Title: e.Title, Text: e.Detail, Hint: e.Hint})
+	}
 	r.mu.Unlock()
 	if q, _ := clockQuality(); q == audit.ClockUnsynced {
 		s.Warnings = append(s.Warnings, control.Warning{Code: "clock-unsynchronised", Title: "The clock is not synchronised", Text: "records and certificates need the right time", Hint: "switch on time synchronisation (NTP) on this machine"})

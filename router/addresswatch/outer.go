@@ -149,3 +149,20 @@ func source(h *netlink.Handle, remote netip.Addr, mark uint32) (netip.Addr, int,
 	}
 	return netip.Addr{}, 0, errNoWay
 }
+
+// Connected returns the networks of the machine's own addresses, of all links that are up.
+func Connected() ([]netip.Prefix, error) {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("addresswatch: listing addresses: %w", err)
+	}
+	var out []netip.Prefix
+	for i := range list {
+		a, ok := netip.AddrFromSlice(list[i].IP)
+		ones, _ := list[i].Mask.Size()
+		if ok {
+			out = append(out, netip.PrefixFrom(a.Unmap(), ones).Masked())
+		}
+	}
+	return out, nil
+}

@@ -1091,3 +1091,23 @@ func TestLockdownOfAnotherTable(t *testing.T) {
 	l.refused(t, ReasonSpoofed)
 	l.nowhere(t, "spoofed")
 }
+
+// The next process finds what the one before told the kernel.
+func TestHeld(t *testing.T) {
+	l := newLab(t)
+	l.a.up(t, tunName)
+	next := l.open(t)
+	if got, err := next.Held(); err != nil || len(got) > 0 {
+		t.Errorf("of no process: %v, %v", got, err)
+	}
+	l.apply(t)
+	if err := l.k.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := next.Held(); err != nil || !slices.Equal(got, minimal(l.state().Remotes)) {
+		t.Errorf("of the process before: %v, %v; want %v", got, err, minimal(l.state().Remotes))
+	}
+	if _, err := l.k.Held(); !errors.Is(err, ErrClosed) {
+		t.Errorf("of one that is closed: %v", err)
+	}
+}

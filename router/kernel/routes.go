@@ -133,6 +133,22 @@ func (k *Kernel) ourRoutes() (map[routeKey]bool, error) {
 	return out, nil
 }
 
+// Held returns the prefixes of remote facilities that our routes are for, also those of an earlier
+// process.
+func (k *Kernel) Held() ([]netip.Prefix, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return nil, ErrClosed
+	}
+	routes, err := k.ourRoutes()
+	var out []netip.Prefix
+	for r := range routes {
+		out = append(out, r.dst)
+	}
+	return minimal(out), err
+}
+
 func prefixOf(n *net.IPNet, family int) netip.Prefix {
 	if n == nil {
 		if family == netlink.FAMILY_V6 {
