@@ -78,6 +78,10 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	return l, ctx.Err()
 }
 
+// stopGrace is how long a process may take to end. A daemon waits up to 5 s for its peers ([limits]
+// shutdown_deadline), which may have ended before it.
+const stopGrace = 10 * time.Second
+
 // Close ends every process of the lab (TERM, a short grace, KILL), removes its namespaces and
 // its folder. Calling it again does nothing.
 func (l *Lab) Close() error {
@@ -89,7 +93,7 @@ func (l *Lab) Close() error {
 	l.closed = true
 	procs, spaces := l.procs, l.spaces
 	l.mu.Unlock()
-	errs := []error{stopAll(procs, spaces, 5*time.Second)}
+	errs := []error{stopAll(procs, spaces, stopGrace)}
 	if l.keep {
 		for _, f := range []string{"pids", "netns"} {
 			os.Remove(filepath.Join(l.Dir, f))

@@ -196,7 +196,7 @@ func (n *Line) Stop() error {
 	var errs []error
 	for _, f := range n.Sides {
 		if f.Daemon != nil {
-			errs = append(errs, f.Daemon.Stop(5*time.Second))
+			errs = append(errs, f.Daemon.Stop(stopGrace))
 			f.Daemon = nil
 		}
 	}
