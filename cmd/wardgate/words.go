@@ -62,6 +62,7 @@ var refusedText = map[string]string{
 	"suite-not-allowed":  "a partner that chose a cipher that the policy does not allow",
 	"bad-ke":             "a partner with an invalid key exchange",
 	"ts-unacceptable":    "a partner that wanted other addresses than agreed",
+	"address":            "a partner that needs an address of this network, and there is none for it",
 	"flooding":           "too many strangers at once",
 	"puzzle":             "a partner under attack that wants more work done for it than this router does",
 	"invalid-syntax":     "a message that makes no sense",
