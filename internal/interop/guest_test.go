@@ -136,8 +136,9 @@ func (g *guestWire) traffic(t *testing.T, d *driver, native bool) {
 
 // flow has numbered datagrams cross the tunnel and come back until it is stopped. It fails the test for
 // those that do not, unless it was the peer who sent them too early, on a CHILD SA about which its answer
-// was still on the way (RFC 7296, section 2.8, has it wait): libreswan and OpenIKED do that. With gaps,
-// it is only half of the datagrams that must come back.
+// was still on the way (RFC 7296, section 2.8, has it wait): libreswan and OpenIKED do that. One in a
+// hundred may be lost in the guest's card; that we lose none is shown with strongSwan, in package e2e. With
+// gaps, it is only half of the datagrams that must come back.
 func (g *guestWire) flow(t *testing.T, d *driver, gaps bool) (stop func()) {
 	t.Helper()
 	ending := make(chan struct{})
@@ -161,7 +162,7 @@ func (g *guestWire) flow(t *testing.T, d *driver, gaps bool) (stop func()) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		t.Logf("%d datagrams crossed while keys changed, %d were lost, %d of them because the peer was early", count, lost, p.early)
-		if lost > p.early && (!gaps || lost > count/2) {
+		if unknown := lost - p.early; unknown > 1+count/100 && (!gaps || lost > count/2) {
 			t.Errorf("%d of %d datagrams were lost while keys changed; of %d is known why", lost, count, p.early)
 		}
 	})
@@ -207,4 +208,21 @@ func (g *guestWire) ping(t *testing.T, v6 bool) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	g.run(t, fmt.Sprintf("ping %s %v %v", args, their, our))
+}
+
+// signsOfLife waits until so many answers have come on the one IKE SA that there is, of which nothing is
+// asked but whether the peer lives.
+func (d *driver) signsOfLife(n int) {
+	d.t.Helper()
+	var last time.Time
+	for i := range n + 1 {
+		d.wait(fmt.Sprintf("sign of life %d", i), func() bool {
+			all := d.ep.Snapshot()
+			if len(all) != 1 || !all[0].LastSeen.After(last) {
+				return false
+			}
+			last = all[0].LastSeen
+			return true
+		})
+	}
 }

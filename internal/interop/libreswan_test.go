@@ -308,18 +308,14 @@ func (p *pluto) ipv6(t *testing.T, weInitiate bool) {
 func (p *pluto) liveness(t *testing.T) {
 	c := plutoCases[0]
 	c.name = "liveness"
-	c.theirs = append(slices.Clone(c.theirs), "dpddelay=1", "dpdtimeout=3", "retransmit-timeout=3s", "retransmit-interval=500")
+	c.theirs = append(slices.Clone(c.theirs), "dpddelay=1", "dpdtimeout=8", "retransmit-timeout=8s", "retransmit-interval=1000")
 	c.peer = func(peer *ike.PeerConfig) {
 		peer.LivenessInterval = time.Second
-		peer.Retransmit = ike.Retransmit{Initial: 500 * time.Millisecond, Factor: 1.5, Tries: 3}
+		peer.Retransmit = ike.Retransmit{Initial: time.Second, Factor: 1.5, Tries: 3}
 	}
 	d := p.connect(t, c)
 	p.establish(t, d, c, true)
-	seen := func() time.Time { return d.ep.Snapshot()[0].LastSeen }
-	for range 2 {
-		before := seen()
-		d.wait("a sign of life", func() bool { return seen().After(before) })
-	}
+	d.signsOfLife(2)
 	p.cut(t, true)
 	d.wait("the peer to be dead", func() bool {
 		return slices.ContainsFunc(d.ends, func(r ike.Reason) bool { return r.Code == ike.ReasonPeerDead })
