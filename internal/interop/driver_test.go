@@ -30,6 +30,8 @@ type driver struct {
 	lag     atomic.Int64           // nanoseconds that every IKE message takes on its way, in each direction
 	arrival atomic.Pointer[func()] // called once, when a message of strongSwan's is there, which is taken up a lag later
 
+	sent atomic.Pointer[[]byte] // the next IKE message of ours goes there, too
+
 	requests atomic.Int64 // requests of ours, with the repeated ones
 	messages atomic.Int64 // IKE messages of both ends
 
@@ -99,6 +101,9 @@ func (d *driver) send(p ike.Path, msg []byte) {
 		d.requests.Add(1)
 	}
 	msg = bytes.Clone(msg)
+	if first := d.sent.Swap(nil); first != nil {
+		*first = msg
+	}
 	d.later(func() { d.write(p, msg) })
 }
 
