@@ -15,6 +15,8 @@ func TestRFCDoc(t *testing.T) {
 	namesOf(t, "rfc.md", 100)
 	namesOf(t, "rfc-7296.md", 100)
 	namesOf(t, "rfc-9329.md", 5)
+	namesOf(t, "interop-strongswan.md", 30)
+	namesOf(t, "interop.md", 4)
 }
 
 // TestDefencesDoc: the same for docs/defences.md, where each class has at least one test.
