@@ -72,6 +72,7 @@ func (p *Plan) defend(c *ike.Config) {
 	if p.Puzzles != 0 {
 		// As easy as they can be.
 		c.PuzzleThreshold, c.PuzzleDifficulty, c.PuzzleMaxDifficulty = p.Puzzles, 8, 9
+		c.SolveWork = 1 << 14 // and no more is done where the responder leaves it to the initiator
 	}
 }
 

@@ -176,15 +176,22 @@ type head struct {
 }
 
 func headOf(msg []byte) (h head, ok bool) {
-	if len(msg) < 44 || msg[16] != 46 && msg[16] != 53 {
+	if len(msg) < 44 {
 		return h, false
 	}
-	h = head{d: 1, response: msg[19]&0x20 != 0, exchange: msg[18], id: int64(binary.BigEndian.Uint32(msg[20:])), iv: binary.BigEndian.Uint64(msg[32:])}
+	first, at := msg[16], 28
+	if first == 54 { // the solution of a puzzle stands in clear in front (RFC 8019, section 7.2.2)
+		first, at = msg[28], at+int(binary.BigEndian.Uint16(msg[30:]))
+	}
+	if len(msg) < at+16 || first != 46 && first != 53 {
+		return h, false
+	}
+	h = head{d: 1, response: msg[19]&0x20 != 0, exchange: msg[18], id: int64(binary.BigEndian.Uint32(msg[20:])), iv: binary.BigEndian.Uint64(msg[at+4:])}
 	if msg[19]&8 != 0 {
 		h.d = 0
 	}
-	if msg[16] == 53 {
-		h.fragment, h.iv = binary.BigEndian.Uint16(msg[32:]), binary.BigEndian.Uint64(msg[36:])
+	if first == 53 {
+		h.fragment, h.iv = binary.BigEndian.Uint16(msg[at+4:]), binary.BigEndian.Uint64(msg[at+8:])
 	}
 	return h, true
 }

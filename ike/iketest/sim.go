@@ -27,6 +27,9 @@ type Hooks struct {
 	// request plus delta. No messages: there is none.
 	Forge func(ep *ike.Endpoint, pick int, exchange uint8, response bool, delta int, ps message.Payloads) (ike.Path, [][]byte)
 
+	// Junk has an endpoint believe that it gets IKE_AUTH requests that are not authentic. nil: it does not.
+	Junk func(*ike.Endpoint)
+
 	// Paths tells where the IKE SAs of an endpoint are.
 	Paths func(*ike.Endpoint) []SAPath
 
@@ -256,6 +259,9 @@ func (n *simNode) boot() {
 		panic(err)
 	}
 	n.Node, node.sim = node, n
+	if r.plan.Puzzles != 0 && r.hooks.Junk != nil {
+		r.hooks.Junk(node.Endpoint)
+	}
 	if n.conns == nil {
 		n.conns = r.connections(n)
 	}
