@@ -351,6 +351,9 @@ func (e *established) livenessAt(sa *SA) time.Time {
 		return time.Time{}
 	}
 	last := sa.lastSeen
+	if sa.asksNAT() && sa.mob.asked.Before(last) {
+		last = sa.mob.asked // other exchanges do not show that a NAT has changed (RFC 4555, section 3.8)
+	}
 	if f := sa.cfg.LastInbound; f != nil && due(sa.now, last.Add(every)) {
 		for _, c := range e.children {
 			if t := f(c.id); t.After(last) {

@@ -14,6 +14,7 @@ type livenessTask struct{}
 func (*livenessTask) build(sa *SA, g *generation) (uint8, *outgoing, bool) {
 	out := newOutgoing()
 	if sa.asksNAT() {
+		sa.mob.asked = sa.now
 		sa.addNATDetection(out, g, sa.path)
 	}
 	return exchangeInformational, out, sa.state == StateEstablished

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"time"
 
 	"wardgate/ike/message"
 )
@@ -37,10 +38,11 @@ type mobike struct {
 	seq uint64
 
 	// Initiator.
-	probing int    // of the paths, the one that is tried next; 0: none is
-	refused int    // updates in a row that the peer has not taken
-	seen    []byte // NAT_DETECTION_DESTINATION_IP of the last update
-	seenSPI uint64 // of the generation it was of
+	probing int       // of the paths, the one that is tried next; 0: none is
+	refused int       // updates in a row that the peer has not taken
+	seen    []byte    // NAT_DETECTION_DESTINATION_IP of the last update
+	seenSPI uint64    // of the generation it was of
+	asked   time.Time // when we last asked whether the NAT in front of us has changed
 
 	// Responder. chosen is the address of ours that the initiator uses.
 	chosen netip.Addr
@@ -141,7 +143,7 @@ func peerAddrsOf(in *parsed) (list []netip.Addr, ok bool) {
 // takeMobike starts MOBIKE when both ends announced it, in the messages of this IKE SA.
 func (sa *SA) takeMobike(in *parsed) {
 	if sa.peer.Mobike && sa.path.Stream == 0 && in.has(message.NotifyMOBIKESupported) {
-		sa.mob = &mobike{chosen: sa.path.Local.Addr()}
+		sa.mob = &mobike{chosen: sa.path.Local.Addr(), asked: sa.now}
 		sa.mob.peerAddrs, _ = peerAddrsOf(in)
 		sa.mob.peerAddrs = append(sa.mob.peerAddrs, sa.path.Remote.Addr())
 	}
