@@ -100,12 +100,9 @@ var plantedBugs = []plantedBug{
 	{"the answer to a check of an address is not tied to the address", []plantedEdit{
 		{"mobike.go", "	case t.seq != sa.mob.seq:\n", "	case false:\n"},
 	}, "section 3.7"},
-	{"an update of addresses is lost in a rekey", []plantedEdit{
-		{"mobike.go", "	if sa.mob != nil && sa.state == StateEstablished {\n\t\tsa.update()", "	if false {\n\t\tsa.update()"},
-	}, "no agreement"},
 	{"a cookie is not looked at", []plantedEdit{
-		{"cookie.go", "return subtle.ConstantTimeCompare(c, cookie(&j.secret[i], j.version-i, ni, remote, spiI)) == 1", "return subtle.ConstantTimeCompare(c, c) == 1"},
-		{"cookie.go", "	if i > 1 {\n\t\treturn false", "	if i > 1 {\n\t\treturn true"},
+		{"cookie.go", "	if subtle.ConstantTimeCompare(c[cookieInfoSize:], mac[:]) != 1 {", "	if subtle.ConstantTimeCompare(mac[:], mac[:]) != 1 {"},
+		{"cookie.go", "	if age > 1 {", "	if age %= 2; age > 1 {"},
 	}, "never returned a cookie"},
 	{"a redirect is followed by whom it did not come from", []plantedEdit{
 		{"redirect.go", "	if !bytes.Equal(nonce, h.ni) {", "	if bytes.Equal(nonce, nil) {"},

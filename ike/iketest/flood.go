@@ -34,7 +34,7 @@ func (r *run) flood(o Op, n *simNode) {
 		if alone {
 			from = netip.AddrFrom4([4]byte{198, 18, 0, 1})
 		}
-		msg := stranger(&rng, uint16(group), size, v>>40%3 == 0)
+		msg := stranger(&rng, group, size, v>>40%3 == 0)
 		r.w.at(time.Duration(i)*gap, func() { r.deliver(netip.AddrPortFrom(from, 500), to, msg, true) })
 	}
 }

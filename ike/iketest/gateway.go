@@ -81,9 +81,9 @@ func (r *run) falseRedirect(n *simNode) {
 
 // lastInit is the last IKE_SA_INIT request of a node, and how many there were.
 type lastInit struct {
-	spi                 message.SPI
-	from, to            netip.AddrPort
-	begun, sentOn, asks int
+	spi           message.SPI
+	from, to      netip.AddrPort
+	begun, sentOn int
 }
 
 // Bounds of RFC 5685: five redirects in five minutes (section 7), each of which may take another

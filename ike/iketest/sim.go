@@ -425,7 +425,7 @@ func (r *run) settle() {
 	r.link, r.noUDP = Link{Delay: 5 * time.Millisecond}, false
 	r.comeBack()
 	for _, n := range r.nodes {
-		n.fail, n.token = false, 2*time.Millisecond
+		n.fail, n.token, n.sendTo = false, 2*time.Millisecond, sendTo{}
 		if d := n.paused.Sub(r.w.Now()); d > 0 {
 			r.until(n.paused)
 		}
