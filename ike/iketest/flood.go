@@ -42,7 +42,7 @@ func (r *run) flood(o Op, n *simNode) {
 // stranger is an IKE_SA_INIT request as anybody can make it.
 func stranger(rng *fastRand, group uint16, size int, cookie bool) []byte {
 	h := message.Header{Exchange: message.ExchangeIKESAInit, Flags: message.FlagInitiator}
-	nonce, ke, c := make([]byte, 32), make([]byte, size), make([]byte, 20)
+	nonce, ke, c := make([]byte, 32), make([]byte, size), make([]byte, 26) // as long as ours are
 	for _, b := range [][]byte{h.SPIi[:], nonce, ke, c} {
 		_, _ = rng.Read(b)
 	}
