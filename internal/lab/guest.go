@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Guest is a User-Mode-Linux kernel (Debian's package user-mode-linux) as a process: for peers that
@@ -75,7 +77,10 @@ func (l *Lab) Guest(ctx context.Context, n *Netns, name, tap string, megabytes i
 	if err := errors.Join(n.IP("tuntap", "add", tap, "mode", "tap"), n.IP("link", "set", tap, "up")); err != nil {
 		return nil, err
 	}
-	g.p, err = l.Start(n, "guest-"+name, []string{"HOME=" + g.Dir}, guestKernel,
+	// The kernel starts helpers, which outlive it wherever they can: in a PID namespace all end with its
+	// PID 1. That is a shell, since the kernel, as PID 1, could not power itself off.
+	g.p, err = l.start(n, "guest-"+name, []string{"HOME=" + g.Dir}, unix.CLONE_NEWPID,
+		"sh", "-c", `trap "exit 0" TERM; "$@" & wait $!`, "guest", guestKernel,
 		"mem="+strconv.Itoa(megabytes)+"M", "umid="+name, "uml_dir="+g.Dir+"/",
 		"root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init="+g.path("init"),
 		"vec0:transport=tap,ifname="+tap+",depth=128,gro=1", "con=null", "con0=null,fd:1", "quiet", "panic=-1")

@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -51,6 +53,28 @@ func TestGuest(t *testing.T) {
 		t.Error(err)
 	}
 	if err := g.Halt(10 * time.Second); err != nil {
+		t.Error(err)
+	}
+
+	// One that is not halted ends with the lab, and nothing of either is left.
+	if _, err := l.Guest(t.Context(), n, "h", "tap1", 128); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := WaitFor(t.Context(), "the guests' processes to be gone", 10*time.Second, func() error {
+		lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		if err != nil {
+			return err
+		}
+		for _, f := range lines {
+			if text, err := os.ReadFile(f); err == nil && strings.Contains(string(text), "uml_dir="+filepath.Join(l.Dir, "guest-")) {
+				return fmt.Errorf("%s: %q", f, text)
+			}
+		}
+		return nil
+	}); err != nil {
 		t.Error(err)
 	}
 }

@@ -30,6 +30,11 @@ type Process struct {
 // Start runs a program in the background in a namespace, with its outputs in a file of the lab's
 // folder, and with extra environment variables.
 func (l *Lab) Start(n *Netns, name string, env []string, argv ...string) (*Process, error) {
+	return l.start(n, name, env, 0, argv...)
+}
+
+// start is Start with flags of clone(2), such as that of a PID namespace, in which the program is PID 1.
+func (l *Lab) start(n *Netns, name string, env []string, flags uintptr, argv ...string) (*Process, error) {
 	p := &Process{Name: name, Log: l.Path("log", name+".log"), done: make(chan struct{})}
 	out, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -40,7 +45,8 @@ func (l *Lab) Start(n *Netns, name string, env []string, argv ...string) (*Proce
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setpgid: true, // the terminal's Ctrl-C goes to the demo alone, which ends its processes in order
+		Cloneflags: flags,
+		Setpgid:    true, // the terminal's Ctrl-C goes to the demo alone, which ends its processes in order
 		// Should the demo itself be killed, its daemons end too. The signal comes when the
 		// starting *thread* ends, hence the spawner below.
 		Pdeathsig: syscall.SIGTERM,
