@@ -392,7 +392,8 @@ func (b *ikeBench) measure(ctx context.Context, subject string, t ikeTest) (err 
 		return err
 	}
 	if all := b.count + warmUp; t.resume && n.Resumed() != all {
-		return fmt.Errorf("%d of %d IKE SAs were resumed", n.Resumed(), all)
+		_, _, last := n.Counts()
+		return errors.Join(fmt.Errorf("%d of %d IKE SAs were resumed", n.Resumed(), all), last)
 	}
 	per := float64(b.count)
 	for _, m := range []benchjson.Result{

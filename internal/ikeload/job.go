@@ -196,7 +196,7 @@ func (c *Credential) Round(ca *labca.Authority, role, clients string) (Round, er
 }
 
 // findOut is how initiators find out soon that the responder was restarted.
-var findOut = ike.Retransmit{Initial: time.Second, Factor: 1, Tries: 1}
+var findOut = ike.Retransmit{Initial: time.Second, Factor: 1, Tries: 3}
 
 // ClientPeers are the connections of the initiators: own are their credentials, by round and then
 // by number. The responder's identities are in rounds.
