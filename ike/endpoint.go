@@ -36,6 +36,7 @@ type Endpoint struct {
 	closed       bool
 	boxes        map[SAID]*box
 	spis         map[uint64]*box    // our SPI of every generation
+	waits        map[halfKey]bool   // IKE_SA_INIT requests that wait for a worker, see fresh
 	half         map[halfKey]*box   // responder's half-open IKE SAs, for repeated IKE_SA_INIT requests
 	halfAddr     map[netip.Addr]int // of half, for each limitAddr of the source
 	byLot        int                // of half, those that were let in by lot
@@ -78,6 +79,7 @@ func NewEndpoint(cfg Config) (*Endpoint, error) {
 		cfg:          c,
 		boxes:        map[SAID]*box{},
 		spis:         map[uint64]*box{},
+		waits:        map[halfKey]bool{},
 		half:         map[halfKey]*box{},
 		halfAddr:     map[netip.Addr]int{},
 		espSPIs:      map[uint32]ChildID{},
@@ -176,10 +178,13 @@ func (ep *Endpoint) handleFresh(p Path, h header, msg []byte) {
 	key := halfKey{p.Remote, h.spiI}
 	ep.mu.Lock()
 	b, closed := ep.half[key], ep.closed
+	waits := ep.waits[key]
 	reflected := ep.spis[h.spiI] != nil // our own request, sent back to us
 	pr := ep.pressureLocked(ep.cfg.Clock.Now(), p, int(ep.fresh.Load()))
 	ep.mu.Unlock()
-	if closed || reflected {
+	if closed || reflected || waits {
+		// Of two copies that come at once the first one counts. To ask the second one for a cookie would
+		// have the initiator come back with another request than the one that is answered.
 		return
 	}
 	if b != nil {
@@ -200,9 +205,15 @@ func (ep *Endpoint) handleFresh(p Path, h header, msg []byte) {
 		return
 	}
 	msg = bytes.Clone(msg)
+	ep.mu.Lock()
+	ep.waits[key] = true
+	ep.mu.Unlock()
 	ep.cfg.Executor.Run(func() {
-		defer ep.fresh.Add(-1)
 		ep.acceptFresh(p, h, msg, adm)
+		ep.fresh.Add(-1)
+		ep.mu.Lock()
+		delete(ep.waits, key)
+		ep.mu.Unlock()
 	})
 }
 
