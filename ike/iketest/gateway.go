@@ -2,6 +2,7 @@ package iketest
 
 import (
 	"net/netip"
+	"time"
 
 	"wardgate/ike"
 	"wardgate/ike/message"
@@ -49,11 +50,11 @@ func (r *run) redirect(o Op, n *simNode) {
 	v := int(o.N)
 	all := r.plan.gateways(r.plan.role(n.i))
 	to := all[v/32%len(all)].Addr()
-	r.lively += 4
 	switch v % 4 {
 	case 0, 1:
 		name, _ := r.plan.connection(o)
-		_, _ = n.Endpoint.Redirect(name, to)
+		k, _ := n.Endpoint.Redirect(name, to)
+		r.lively += k
 	case 2:
 		n.sendTo.fresh, n.sendTo.round = to, v/4%4 == 1
 	case 3:
@@ -86,9 +87,13 @@ type lastInit struct {
 	begun, sentOn int
 }
 
-// Bounds of RFC 5685: five redirects in five minutes (section 7), each of which may take another
-// attempt where the group was the wrong one.
-const maxSentOn = 12
+// maxSentOn is how often an initiator lets itself be sent on: five times in five minutes (RFC 5685,
+// section 7), where each time another attempt may be needed because the group was the wrong one. What is
+// tried again later, every thirty seconds at most, begins where it was sent.
+const (
+	maxSentOn  = 10
+	triedAgain = 30 * time.Second
+)
 
 // initiates looks at an IKE_SA_INIT request: it goes where a node is, or was, and not for ever from one gateway to the next.
 func (r *run) initiates(n *simNode, from, to netip.AddrPort, m *message.Message, fresh bool) {
@@ -105,7 +110,7 @@ func (r *run) initiates(n *simNode, from, to netip.AddrPort, m *message.Message,
 	} else {
 		n.init.begun++
 	}
-	if n.init.sentOn > maxSentOn*(n.init.begun+r.lively+1) {
+	if n.init.sentOn > maxSentOn*(n.init.begun+r.lively+1+int(r.w.Now().Sub(Epoch)/triedAgain)) {
 		r.violate("%s goes from one gateway to the next %d times (RFC 5685, section 7)", n.Name, n.init.sentOn)
 	}
 }

@@ -527,6 +527,9 @@ func (w *watcher) ChildSwitch(id ike.ChildID) {
 	w.Owner.ChildSwitch(id)
 }
 
+// deleteWait is how long, at least, the peer may take to delete a CHILD SA that was replaced.
+const deleteWait = time.Minute
+
 // known expects that some other node receives on what n is going to send on, or did.
 func (o *oracle) known(n *simNode, c *ike.ChildSA) {
 	if n.doomed[c.Replaces] || n.offset != 0 {
@@ -536,6 +539,9 @@ func (o *oracle) known(n *simNode, c *ike.ChildSA) {
 		if _, ok := x.ever[c.SPIOut]; ok && x != n {
 			return
 		}
+	}
+	if own := n.Children[c.ID]; own != nil && o.r.w.Now().Sub(own.Up) > deleteWait {
+		return // the peer had its time to delete the old one, and nothing of it came through
 	}
 	if !o.r.hostile() {
 		o.r.violate("%s sends on CHILD SA %d (out %08x) before anybody can receive on it", n.Name, c.ID, c.SPIOut)

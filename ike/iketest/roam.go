@@ -168,6 +168,22 @@ func (r *run) apart(n, o *simNode, s, t *SAPath) string {
 	return ""
 }
 
+// odd tells whether the responder of an IKE SA is behind a NAT, where RFC 4555 does not say how the
+// initiator finds it.
+func (r *run) odd() bool {
+	for _, n := range r.nodes {
+		if !r.plan.mobile() {
+			break
+		}
+		for _, s := range r.hooks.Paths(n.Endpoint) {
+			if s.Mobike && !s.Initiator && r.behindNAT(n.addrs) > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // pathOf finds the path of an IKE SA.
 func (r *run) pathOf(n *simNode, id ike.SAID) *SAPath {
 	if r.hooks.Paths == nil {

@@ -442,7 +442,7 @@ func (r *run) settle() {
 			}
 		}
 		if !r.w.Now().Before(end) {
-			if r.hostile() {
+			if r.hostile() || r.odd() {
 				break
 			}
 			if why == "" {
