@@ -528,7 +528,7 @@ func (w *watcher) ChildSwitch(id ike.ChildID) {
 }
 
 // deleteWait is how long, at least, the peer may take to delete a CHILD SA that was replaced.
-const deleteWait = time.Minute
+const deleteWait = 30 * time.Second
 
 // known expects that some other node receives on what n is going to send on, or did.
 func (o *oracle) known(n *simNode, c *ike.ChildSA) {
