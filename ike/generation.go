@@ -150,7 +150,12 @@ func (g *generation) onTimer() {
 	if r.exchange == exchangeResume {
 		tries = min(tries, resumeTries)
 	}
-	if r.tries >= tries+g.sa.repeated(r.tries+1) || g.sa.path.Stream != 0 {
+	if g == g.sa.cur {
+		// Of a generation that was replaced the peer may know nothing any more: its silence says nothing
+		// about the path.
+		tries += g.sa.repeated(r.tries + 1)
+	}
+	if r.tries >= tries || g.sa.path.Stream != 0 {
 		g.sa.unanswered(g)
 		return
 	}
