@@ -351,7 +351,7 @@ func (e *established) livenessAt(sa *SA) time.Time {
 		return time.Time{}
 	}
 	last := sa.lastSeen
-	if sa.asksNAT() && sa.mob.asked.Before(last) {
+	if sa.asksNAT() && sa.nat.local && sa.mob.asked.Before(last) {
 		last = sa.mob.asked // other exchanges do not show that a NAT has changed (RFC 4555, section 3.8)
 	}
 	if f := sa.cfg.LastInbound; f != nil && due(sa.now, last.Add(every)) {

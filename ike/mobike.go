@@ -542,9 +542,10 @@ func noNATs(p Path) []byte {
 	return binary.BigEndian.AppendUint16(b, p.Local.Port())
 }
 
-// asksNAT tells whether a liveness check is to find out whether the NAT in front of us has changed
+// asksNAT tells whether a liveness check is to find out whether the NAT in front of us has changed, or
+// there is one now: what we send gets through it, and nothing comes back to where the peer believes us
 // (section 3.8).
-func (sa *SA) asksNAT() bool { return sa.mob != nil && sa.initiator && sa.nat.local }
+func (sa *SA) asksNAT() bool { return sa.mob != nil && sa.initiator }
 
 // natChanged takes the answer to that.
 func (sa *SA) natChanged(g *generation, in *parsed) {
@@ -552,7 +553,11 @@ func (sa *SA) natChanged(g *generation, in *parsed) {
 	if n == nil || !sa.asksNAT() || sa.state != StateEstablished {
 		return
 	}
-	if m := sa.mob; m.seenSPI != g.spiI || !bytes.Equal(m.seen, n.Data) {
+	was, known := sa.mob.seen, sa.mob.seenSPI == g.spiI
+	if !sa.nat.local {
+		was, known = natHash(g.spiI, g.spiR, sa.path.Local), true
+	}
+	if !known || !bytes.Equal(was, n.Data) {
 		sa.changePath(sa.path)
 	}
 }
