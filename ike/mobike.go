@@ -43,6 +43,7 @@ type mobike struct {
 	seen    []byte    // NAT_DETECTION_DESTINATION_IP of the last update
 	seenSPI uint64    // of the generation it was of
 	asked   time.Time // when we last asked whether the NAT in front of us has changed
+	lost    bool      // we had no address at all meanwhile
 
 	// Responder. chosen is the address of ours that the initiator uses.
 	chosen netip.Addr
@@ -159,6 +160,7 @@ func (sa *SA) onAddresses() {
 	here := sa.path.Local.Addr()
 	switch {
 	case len(own) == 0:
+		m.lost = true
 		return // nowhere to go; what comes next may be better
 	case sa.state == StateDeleting:
 		if p := sa.paths(); len(p) > 0 && !slices.Contains(own, here) {
@@ -166,6 +168,8 @@ func (sa *SA) onAddresses() {
 		}
 	case !sa.initiator && here != m.chosen && slices.Contains(own, m.chosen):
 		sa.answerFrom(m.chosen) // it is back, and maybe the initiator never noticed
+	case sa.initiator && m.lost && slices.Contains(own, here):
+		sa.changePath(sa.path) // the same address, but maybe not the same network: with a NAT in front, say
 	case slices.Contains(own, here):
 		sa.cur.enqueue(&addressesTask{})
 	case sa.initiator:
@@ -232,6 +236,7 @@ func (sa *SA) paths() []Path {
 // the peer's address stays, which was proved to work, else when the peer has answered from there.
 func (sa *SA) changePath(p Path) {
 	m := sa.mob
+	m.lost = false
 	sa.keepData(p)
 	sa.path = p
 	m.seq++
