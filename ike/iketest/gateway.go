@@ -98,7 +98,8 @@ const (
 // initiates looks at an IKE_SA_INIT request: it goes where a node is, or was, and not for ever from one gateway to the next.
 func (r *run) initiates(n *simNode, from, to netip.AddrPort, m *message.Message, fresh bool) {
 	// Where the peer is now, behind a NAT or moved (RFC 4555), it is asked to prove itself anew.
-	if a := to.Addr(); a == decoy || r.owner[a] == nil && !n.told[a] && !n.moved[a] {
+	// Without MOBIKE an authentic packet from elsewhere moves who is behind a NAT (RFC 7296, section 2.23).
+	if a := to.Addr(); a == decoy || r.owner[a] == nil && !n.told[a] && !n.moved[a] && !r.stolen {
 		r.violate("%s goes to %v, where only an attacker sends it", n.Name, to)
 	}
 	n.init.spi, n.init.from, n.init.to = m.SPIi, from, to

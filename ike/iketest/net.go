@@ -146,6 +146,7 @@ func (r *run) carry(from, to netip.AddrPort, msg []byte) {
 	}
 	if src := n.stolen; src.IsValid() && copies > 0 {
 		// Somebody on the way sends it on as if it came from elsewhere.
+		r.stolen = true
 		n.stolen, from = netip.AddrPort{}, netip.AddrPortFrom(src.Addr(), from.Port())
 		r.note("the next one seems to come from %v", from)
 	}

@@ -110,7 +110,8 @@ type run struct {
 	cut     map[[2]int]bool
 	cutPath map[[2]netip.Addr]bool
 	noUDP   bool
-	lively  int // redirects that the plan asked for
+	stolen  bool // something came from another source than its own
+	lively  int  // redirects that the plan asked for
 	link    Link
 	seq     int // datagrams so far
 	lost    map[uint64]bool

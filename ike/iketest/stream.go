@@ -104,6 +104,9 @@ func (n *Node) closeStream(id uint64) {
 func (n *Node) sendStream(id uint64, msg []byte) {
 	w, e := n.world, n.streams[id]
 	if e == nil || e.other == nil {
+		if n.sim != nil {
+			n.sim.run.oracle.sent(n.sim, netip.AddrPort{}, msg)
+		}
 		w.Logf("%s: no TCP connection %d for %s", n.Name, id, Describe(msg))
 		return
 	}
