@@ -581,8 +581,8 @@ func (o *oracle) atRest() {
 		return
 	}
 	for _, k := range o.rekeys {
-		if !k.ike || k.rival == nil || !k.got || !k.rival.got || !k.loses() {
-			continue
+		if !k.ike || k.rival == nil || !k.got || !k.rival.got || !k.loses() || o.keys[k.rival.spi] == nil {
+			continue // or the other one was given up before its last key exchange (RFC 9370)
 		}
 		for _, n := range o.r.nodes {
 			for _, s := range n.Endpoint.Snapshot() {

@@ -169,14 +169,15 @@ func (r *run) apart(n, o *simNode, s, t *SAPath) string {
 }
 
 // odd tells whether the responder of an IKE SA is behind a NAT, where RFC 4555 does not say how the
-// initiator finds it.
+// initiator finds it, or an end has moved without MOBIKE: as long as it goes on rekeying, the other one has
+// no reason to give up.
 func (r *run) odd() bool {
 	for _, n := range r.nodes {
 		if !r.plan.mobile() {
 			break
 		}
 		for _, s := range r.hooks.Paths(n.Endpoint) {
-			if s.Mobike && !s.Initiator && r.behindNAT(n.addrs) > 0 {
+			if s.Mobike && !s.Initiator && r.behindNAT(n.addrs) > 0 || !s.Mobike && r.way(s.IKE.Local, s.IKE.Remote) != "" {
 				return true
 			}
 		}
