@@ -21,7 +21,7 @@ func (sa *SA) onAuthRequest(g *generation, in *parsed) {
 		sa.onResumeAuth(g, in)
 		return
 	}
-	if in.exchange == exchangeIntermediate && h.job == 0 && h.req == nil {
+	if in.exchange == exchangeIntermediate && !h.answering() {
 		sa.onIntermediate(g, in)
 		return
 	}
@@ -36,9 +36,6 @@ func (sa *SA) onAuthRequest(g *generation, in *parsed) {
 		sa.refuseAuth(refused(CodeUnexpected, h.round, nil, "%s before authentication round %d was done; only IKE_AUTH is allowed", exchangeName(in.exchange), h.round+1))
 		return
 	}
-	if h.job != 0 || h.req != nil {
-		return // window of 1: the one before is under way
-	}
 	h.req = in
 	if n := len(h.inter.methods); n > 0 {
 		// RFC 9242, section 3.2: all of them are done before.
@@ -52,6 +49,9 @@ func (sa *SA) onAuthRequest(g *generation, in *parsed) {
 		sa.refuseAuth(err)
 	}
 }
+
+// answering tells that a request is being judged, or its answer being signed.
+func (h *handshake) answering() bool { return h != nil && (h.job != 0 || h.req != nil) }
 
 // takeRound checks the request of the round under way and starts the judgement.
 func (sa *SA) takeRound(in *parsed) *RefusedError {

@@ -181,6 +181,9 @@ func (g *generation) onRequest(ev evDatagram) {
 	}
 	switch ev.head.id {
 	case g.recvID:
+		if sa.est == nil && ev.head.exchange == exchangeAuth && sa.handshake.answering() {
+			return // window of 1 (section 2.3): the one before is not answered yet
+		}
 	case g.recvID - 1:
 		// A repetition: the same answer again (section 2.1), but only to somebody who has the
 		// keys, and once for all its fragments (RFC 7383, section 2.6.1).
@@ -416,7 +419,11 @@ func (sa *SA) adoptPath(p Path) {
 			if p.Remote.Addr().Is4() != sa.path.Remote.Addr().Is4() {
 				return
 			}
-			p.Remote = netip.AddrPortFrom(sa.path.Remote.Addr(), p.Remote.Port())
+			port := p.Remote.Port()
+			if p.Remote.Addr() != sa.path.Remote.Addr() && p.Encap {
+				port = portNATT // what a NAT that came just now made of it says nothing about that address
+			}
+			p.Remote = netip.AddrPortFrom(sa.path.Remote.Addr(), port)
 		}
 		sa.path = p
 	case sa.est == nil:

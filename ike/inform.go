@@ -114,10 +114,10 @@ func (sa *SA) terminate(r Reason) {
 		return
 	}
 	sa.forgetAll(nil)
-	if ng := sa.cur.successor; ng != nil {
-		// The peer made it; a Delete of the old one would only end the rekey.
-		sa.cur.successor = nil
-		sa.switchTo(ng)
+	if g := sa.cur; g.successor != nil && !g.rekeying() {
+		// The peer made it; a Delete of the old one would only end the rekey. Where our own crosses it, the
+		// answer says which of the two has to be deleted, see doneTooLate.
+		g.succeed(sa)
 	}
 	sa.state = StateDeleting
 	sa.ended = r
@@ -250,9 +250,7 @@ func (sa *SA) peerDeleted(g *generation) {
 		}
 		// The end of the peer's rekey. A rekey of our own that is under way is forgotten
 		// (section 2.25.2).
-		g.successor = nil
-		sa.switchTo(ng)
-		ng.dropAt = zeroTime
+		g.succeed(sa).dropAt = zeroTime
 	}
 	for _, o := range sa.gens {
 		if o.successor == g {

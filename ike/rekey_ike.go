@@ -155,12 +155,33 @@ func (t *rekeyIKE) doneTooLate(sa *SA, g *generation, in *parsed) {
 	}
 	if !made {
 		t.retire(sa)
-		return
+	} else {
+		t.finish(sa, g)
 	}
-	t.finish(sa, g)
-	if sa.state == StateDeleting && sa.cur == t.ng {
+	switch {
+	case sa.state != StateDeleting:
+	case made && sa.cur == t.ng:
 		t.ng.queue = []task{&deleteIKE{}}
+	case sa.cur == g && g.successor != nil:
+		g.succeed(sa) // the Delete goes where the peer's new keys are
 	}
+}
+
+// rekeying tells whether our own rekey of g is under way.
+func (g *generation) rekeying() bool {
+	if g.req == nil {
+		return false
+	}
+	_, ours := g.req.task.(*rekeyIKE)
+	return ours
+}
+
+// succeed takes the generation that the peer made to replace g, the current one, into use.
+func (g *generation) succeed(sa *SA) *generation {
+	ng := g.successor
+	g.successor = nil
+	sa.switchTo(ng)
+	return ng
 }
 
 // followed takes the answer to an IKE_FOLLOWUP_KE request.
@@ -375,10 +396,8 @@ func (sa *SA) confirm(ng *generation) {
 		if g.successor != ng {
 			continue
 		}
-		if g.req != nil {
-			if _, ours := g.req.task.(*rekeyIKE); ours {
-				return // a collision; our answer decides
-			}
+		if g.rekeying() {
+			return // a collision; our answer decides
 		}
 		g.successor = nil
 		if g == sa.cur {
@@ -389,9 +408,8 @@ func (sa *SA) confirm(ng *generation) {
 
 // dropOld forgets a generation that the peer replaced and never deleted.
 func (sa *SA) dropOld(g *generation) {
-	if ng := g.successor; ng != nil && g == sa.cur {
-		g.successor = nil
-		sa.switchTo(ng)
+	if g.successor != nil && g == sa.cur {
+		g.succeed(sa)
 	}
 	if g != sa.cur {
 		sa.dropGeneration(g)

@@ -172,9 +172,6 @@ func (sa *SA) onResumeAuth(_ *generation, in *parsed) {
 		sa.refuseAuth(refused(CodeUnexpected, 0, nil, "%s after IKE_SESSION_RESUME; only IKE_AUTH is allowed", exchangeName(in.exchange)))
 		return
 	}
-	if h.job != 0 || h.req != nil {
-		return
-	}
 	h.req = in
 	cfg := h.candidates[0].first
 	r := h.session.rounds[0]

@@ -83,7 +83,7 @@ func (r *run) inside(a netip.AddrPort) (netip.AddrPort, bool) {
 			return netip.AddrPortFrom(nat.Inside, port), r.here[nat.Inside] && (port == 500 || port == 4500)
 		}
 	}
-	return a, r.here[a.Addr()]
+	return a, r.here[a.Addr()] && (a.Port() == 500 || a.Port() == 4500)
 }
 
 // way tells why nothing gets from one address to another; empty: it does.
