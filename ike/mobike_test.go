@@ -176,6 +176,33 @@ func TestMobikeNAT(t *testing.T) {
 	expect(4500, false, addrA)
 }
 
+// TestMobikeNATWithinTheHandshake: a NAT gets between the ends after IKE_SA_INIT. The responder goes on where it
+// knows the initiator, at the port of NAT traversal and not at one that only the NAT has, until the initiator
+// has found out.
+func TestMobikeNATWithinTheHandshake(t *testing.T) {
+	t.Parallel()
+	p := newMobile(t, pairOptions{})
+	p.w.Tap = func(_, _ netip.AddrPort, msg []byte) bool {
+		if _, response := exchangeOf(msg); response {
+			p.w.AddNAT(&iketest.NAT{Inside: addrA, Outside: addrC, Shift: 1000})
+			p.w.Tap = nil
+		}
+		return true
+	}
+	if err := p.a.Endpoint.Initiate("a-b", "net"); err != nil {
+		t.Fatal(err)
+	}
+	p.w.For(5 * time.Second)
+	if b := p.b.Endpoint.Snapshot(); len(b) != 1 || b[0].Path.Remote != netip.AddrPortFrom(addrA, 4500) {
+		t.Errorf("B: %+v; want it to send to %v, port 4500", b, addrA)
+	}
+	p.w.For(5 * time.Minute)
+	if b := p.b.Endpoint.Snapshot(); len(b) != 1 || b[0].Path.Remote != netip.AddrPortFrom(addrC, 5500) || !b[0].NATRemote {
+		t.Errorf("B: %+v; want the NAT to be known", b)
+	}
+	p.carries()
+}
+
 // TestMobikeReturnRoutability: B sends data to A's new address only when A has answered from there;
 // until then it goes to the old one.
 func TestMobikeReturnRoutability(t *testing.T) {
