@@ -101,6 +101,9 @@ func (g *generation) launch(t task, exchange uint8, msgs [][]byte) {
 	}
 	g.req.next = g.sa.now.Add(g.sa.waitFor(g.req))
 	g.sendID++
+	if g == g.sa.cur {
+		g.sa.silence.sent(g.sa.now)
+	}
 	g.sa.send(g.sa.path, msgs)
 }
 
@@ -155,12 +158,15 @@ func (g *generation) onTimer() {
 		// about the path.
 		tries += g.sa.repeated(r.tries + 1)
 	}
-	if r.tries >= tries || g.sa.path.Stream != 0 {
+	cfg.Tries = tries
+	if r.tries >= tries || g.sa.path.Stream != 0 || r.tries > probeAfter && g == g.sa.cur && now.Sub(g.sa.silence.since) >= cfg.total() {
 		g.sa.unanswered(g)
 		return
 	}
-	r.tries++
-	r.wait = min(time.Duration(float64(r.wait)*cfg.Factor), time.Minute)
+	if r.tries++; g == g.sa.cur {
+		g.sa.silence.sent(now)
+	}
+	r.wait = min(time.Duration(float64(r.wait)*cfg.Factor), maxWait)
 	r.next = now.Add(r.wait)
 	if t, ok := r.task.(*updateTask); ok {
 		t.repeated = true
@@ -306,7 +312,7 @@ func (g *generation) onResponse(ev evDatagram) {
 	sa.lastSeen = sa.now
 	sa.adoptPath(ev.path)
 	sa.found(ev.path)
-	g.req = nil
+	g.req, sa.silence = nil, silence{}
 	if err != nil {
 		// Section 2.21.3: a malformed answer cannot be answered; the IKE SA is of no use.
 		sa.refuse(refused(CodeSyntax, sa.round(), err, "the answer to our %s is malformed", exchangeName(r.exchange)))

@@ -43,6 +43,23 @@ func TestLiveness(t *testing.T) {
 	}
 }
 
+// TestOneWay: requests of A get no answer, while B goes on rekeying, which gets through and is answered. A gives up
+// as if there were no rekeys: data does not get through either.
+func TestOneWay(t *testing.T) {
+	t.Parallel()
+	p := newMobile(t, pairOptions{edit: func(p *pair) { p.cb.RekeyIKE = 20 * time.Second }})
+	p.up()
+	p.w.Tap = func(from, _ netip.AddrPort, msg []byte) bool {
+		_, response := exchangeOf(msg)
+		return from.Addr() != addrA || response
+	}
+	p.a.Move(addrA, addrA6) // B has to know
+	p.w.For(4 * time.Minute)
+	if len(p.a.IKE) > 0 {
+		t.Errorf("A holds %+v", p.a.Endpoint.Snapshot())
+	}
+}
+
 // TestTrafficSparesLiveness: while ESP comes in, nobody asks.
 func TestTrafficSparesLiveness(t *testing.T) {
 	t.Parallel()

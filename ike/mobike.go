@@ -30,7 +30,9 @@ const (
 
 // mobike is the state of an IKE SA that both ends can move.
 type mobike struct {
-	peerAddrs []netip.Addr // that the peer told beside the one in use
+	peerAddrs []netip.Addr   // that the peer told beside the one in use
+	port      uint16         // of the peer, where no NAT has made another one of it
+	from      netip.AddrPort // where its last request came from: one more that may work
 
 	// seq counts the changes, so that the answer to an update that was overtaken by the next change
 	// is told from the newest one's (pending_update of section 3.5), and the answer to a check of an
@@ -144,7 +146,7 @@ func peerAddrsOf(in *parsed) (list []netip.Addr, ok bool) {
 // takeMobike starts MOBIKE when both ends announced it, in the messages of this IKE SA.
 func (sa *SA) takeMobike(in *parsed) {
 	if sa.peer.Mobike && sa.path.Stream == 0 && in.has(message.NotifyMOBIKESupported) {
-		sa.mob = &mobike{chosen: sa.path.Local.Addr(), asked: sa.now}
+		sa.mob = &mobike{chosen: sa.path.Local.Addr(), port: sa.path.Remote.Port(), asked: sa.now}
 		sa.mob.peerAddrs, _ = peerAddrsOf(in)
 		sa.mob.peerAddrs = append(sa.mob.peerAddrs, sa.path.Remote.Addr())
 	}
@@ -198,18 +200,24 @@ func (sa *SA) answerFrom(a netip.Addr) {
 // paths are the pairs of addresses that an initiator can use, the best first: those to the peer's
 // address in use, from the address that the machine would send from.
 func (sa *SA) paths() []Path {
-	remotes := []netip.Addr{sa.path.Remote.Addr()}
+	m := sa.mob
+	remotes := []netip.AddrPort{sa.path.Remote}
+	if m.from.IsValid() && m.from != sa.path.Remote && usableAddr(m.from.Addr()) && sa.mayMove(m.from.Addr()) {
+		remotes = append(remotes, m.from)
+	}
+	// The port that a NAT gives one address is not that of another one.
 	add := func(a netip.Addr) {
-		if !slices.Contains(remotes, a) {
-			remotes = append(remotes, a)
+		if r := netip.AddrPortFrom(a, m.port); !slices.Contains(remotes, r) {
+			remotes = append(remotes, r)
 		}
 	}
+	add(sa.path.Remote.Addr())
 	for _, r := range sa.peer.Remote {
 		if r.Port() == 0 || r.Port() == portIKE || r.Port() == portNATT {
 			add(r.Addr())
 		}
 	}
-	for _, a := range sa.mob.peerAddrs {
+	for _, a := range m.peerAddrs {
 		if sa.mayMove(a) {
 			add(a)
 		}
@@ -219,12 +227,12 @@ func (sa *SA) paths() []Path {
 	for _, r := range remotes {
 		var best netip.Addr
 		if f := sa.cfg.SourceAddr; f != nil {
-			best = f(r)
+			best = f(r.Addr())
 		}
 		for pass := range 2 {
 			for _, l := range own {
-				if l.Is4() == r.Is4() && (l == best) == (pass == 0) {
-					out = append(out, Path{Local: netip.AddrPortFrom(l, sa.path.Local.Port()), Remote: netip.AddrPortFrom(r, sa.path.Remote.Port()), Encap: sa.path.Encap})
+				if l.Is4() == r.Addr().Is4() && (l == best) == (pass == 0) {
+					out = append(out, Path{Local: netip.AddrPortFrom(l, sa.path.Local.Port()), Remote: r, Encap: sa.path.Encap})
 				}
 			}
 		}
@@ -373,7 +381,7 @@ func (sa *SA) probe() bool {
 	paths := sa.paths()
 	// In an order that does not depend on the path in use, so that each one is tried in turn.
 	slices.SortStableFunc(paths, func(x, y Path) int {
-		return cmp.Or(x.Remote.Addr().Compare(y.Remote.Addr()), x.Local.Addr().Compare(y.Local.Addr()))
+		return cmp.Or(x.Remote.Compare(y.Remote), x.Local.Addr().Compare(y.Local.Addr()))
 	})
 	if len(paths) == 0 || len(paths) == 1 && paths[0] == sa.path {
 		return false
@@ -493,6 +501,7 @@ func (sa *SA) onMobike(g *generation, in *parsed, out *outgoing) bool {
 	if from.Local.Addr().IsUnspecified() {
 		from.Local = sa.path.Local
 	}
+	m.from = from.Remote
 	list, listed := peerAddrsOf(in)
 	update := in.has(message.NotifyUpdateSAAddresses)
 	if n := in.notify(message.NotifyNoNATsAllowed); n != nil && (listed || update) && !bytes.Equal(n.Data, noNATs(from)) {

@@ -27,6 +27,7 @@ type SA struct {
 	lastSeen  time.Time // last authentic message that was no repetition
 	lastSent  time.Time // last datagram or keepalive
 	lastHint  time.Time // last unprotected hint that the peer lost its state
+	silence   silence
 
 	// handshake is what IKE_SA_INIT and IKE_AUTH need; nil once established.
 	handshake *handshake
@@ -64,6 +65,21 @@ type SA struct {
 	ended   Reason // why our Delete was sent
 	rejudge uint64 // job of judgeAgain
 	lastJob uint64
+}
+
+// silence is how long requests of ours go unanswered, through rekeys by the peer, whose requests may still
+// come: one way of the path may be broken.
+type silence struct {
+	since time.Time // the first one of them was sent; zero: none
+	last  time.Time // one of them was sent
+}
+
+// sent notes that a request was sent, or sent again.
+func (s *silence) sent(now time.Time) {
+	if s.since.IsZero() || now.Sub(s.last) > 2*maxWait {
+		s.since = now // what was asked before is not asked any more
+	}
+	s.last = now
 }
 
 // natState is what NAT detection found (RFC 7296, section 2.23).

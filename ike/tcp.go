@@ -230,7 +230,7 @@ func (r Retransmit) total() time.Duration {
 	sum, wait := time.Duration(0), r.Initial
 	for range r.Tries + 1 {
 		sum += wait
-		wait = min(time.Duration(float64(wait)*r.Factor), time.Minute)
+		wait = min(time.Duration(float64(wait)*r.Factor), maxWait)
 	}
 	return sum
 }

@@ -153,12 +153,15 @@ type PeerConfig struct {
 
 // Retransmit is the schedule of an unanswered request: it is sent again after Initial,
 // Initial×Factor, Initial×Factor² …, Tries times; then, after one more wait, the peer counts as
-// dead. Zero values: 1 s, 1.8, 5 times (about 41 s in all).
+// dead. No wait is longer than a minute. Zero values: 1 s, 1.8, 5 times (about 41 s in all).
 type Retransmit struct {
 	Initial time.Duration
 	Factor  float64
 	Tries   int
 }
+
+// maxWait is the longest wait between two repetitions.
+const maxWait = time.Minute
 
 // LocalAuth is what we prove in one authentication round: a certificate's key, or a PSK.
 type LocalAuth struct {

@@ -56,6 +56,9 @@ func (o *oracle) deliveredMobike(n *simNode, s *session, h head, from netip.Addr
 		n.moved[from.Addr()] = true
 		n.told[from.Addr()] = true // who lost the address in use says so from another one
 	}
+	if !h.response && (genuine || !came) {
+		n.heard[from.Addr()] = true // an initiator that looks for a way may try that one
+	}
 	for _, a := range addressesIn(ps) {
 		n.told[a] = true
 	}

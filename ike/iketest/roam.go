@@ -111,7 +111,7 @@ func (r *run) checkPaths(n *simNode) {
 		case at == w.ike:
 		case at == attacker && r.plan.Hostile():
 			// Under the right keys a peer may claim to be anywhere.
-		case n.told[at], s.Initiator && (at == w.begun || r.names(n, at)), !s.Initiator && n.moved[at]:
+		case n.told[at], s.Initiator && (at == w.begun || n.heard[at] || r.names(n, at)), !s.Initiator && n.moved[at]:
 		case r.plan.Fragments && r.owner[at] != nil: // it may have been told in a fragment, which is not read here
 		default:
 			r.violate("%s moves IKE SA %d from %v to %v, and the peer did not say that it is there (RFC 4555, section 3.5)", n.Name, s.ID, w.ike, at)

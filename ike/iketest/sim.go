@@ -157,6 +157,7 @@ type simNode struct {
 	where  map[ike.SAID]*where
 	moved  map[netip.Addr]bool // a peer said, from there, that it is there
 	told   map[netip.Addr]bool // a peer said that it is there too
+	heard  map[netip.Addr]bool // an authentic request came from there, for the first time
 	stolen netip.AddrPort      // where the next datagram seems to come from
 	asked  int                 // datagrams of strangers
 	sendTo sendTo
@@ -186,7 +187,7 @@ func Run(p *Plan, h Hooks, draw bool) (out Outcome) {
 	r.oracle.init(r)
 	for i := range p.Nodes {
 		n := &simNode{i: i, run: r, rand: &fastRand{state: mix(p.Seed ^ mix(uint64(i)+77))}, token: 2 * time.Millisecond, ever: map[uint32]uint32{}}
-		n.moved, n.told = map[netip.Addr]bool{}, map[netip.Addr]bool{}
+		n.moved, n.told, n.heard = map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}
 		r.nodes = append(r.nodes, n)
 	}
 	r.addAddresses()
