@@ -143,9 +143,13 @@ lint-lite:
 test-unit:
 	CI=true $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -vE '/internal/(e2e|interop|archtest)(/|$$)')
 
-# One package after the other: they share the machine's two cores with the daemons they start.
+# One package after the other: they share the machine's two cores with the daemons they start. What failed is
+# said once more at the end, after what the daemons of the failed tests logged.
 test-e2e:
-	CI=true $(GO) test -count=1 -p 1 -timeout 20m $(E2E)
+	@mkdir -p build
+	CI=true $(GO) test -count=1 -p 1 -timeout 20m $(E2E) | tee build/e2e.txt || { \
+		echo "what failed (all of it: build/e2e.txt):"; \
+		grep -aE '^ *--- FAIL|^ +[a-z0-9_]+_test\.go:[0-9]+: |^panic|^FAIL' build/e2e.txt | grep -av 'go:[0-9]*: ----' | cut -c1-400 | tail -n 60; exit 1; }
 
 tools: $(TOOLS)/.gofumpt-$(GOFUMPT_VERSION) $(TOOLS)/.staticcheck-$(STATICCHECK_VERSION) $(TOOLS)/.golangci-lint-$(GOLANGCILINT_VERSION)
 

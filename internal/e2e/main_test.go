@@ -146,7 +146,7 @@ func newLab(t *testing.T, name string) *lab.Lab {
 					text = []byte(err.Error())
 				}
 				lines := strings.Split(string(text), "\n")
-				t.Logf("---- %s\n%s", filepath.Base(f), strings.Join(lines[max(0, len(lines)-60):], "\n"))
+				t.Logf("---- %s\n%s", filepath.Base(f), strings.Join(lines[max(0, len(lines)-25):], "\n"))
 			}
 		}
 		if hold, err := time.ParseDuration(os.Getenv("WARDGATE_E2E_HOLD")); err == nil && t.Failed() {
