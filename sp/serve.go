@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"wardgate/internal/certs"
+	"wardgate/internal/memory"
 	"wardgate/sp/est"
 	"wardgate/sp/issue"
 	"wardgate/sp/registry"
@@ -107,7 +108,7 @@ func (c *Centre) Serve(ctx context.Context, l Listeners) error {
 	wg.Go(func() { w.run(work) })
 	wg.Go(func() { a.follow(work, seen, w.wake) })
 	wg.Go(func() { a.keepReports(work) })
-	wg.Go(func() { tidy(work) })
+	wg.Go(func() { memory.Keep(work, memory.Options{}) }) // most of it belongs to devices that wait
 	wg.Go(func() { c.keepSmall(work) })
 
 	var record sync.WaitGroup

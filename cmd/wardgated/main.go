@@ -32,6 +32,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"wardgate/internal/memory"
 	"wardgate/router"
 	"wardgate/router/config"
 	"wardgate/router/control"
@@ -107,10 +108,7 @@ func serve(cfg *config.Config, log *zap.Logger) error {
 		}
 	}
 	log.Info("wardgated starts", zap.String("version", versionText()))
-	if os.Getenv("GOGC") == "" {
-		// Packets allocate nothing, so the collector works for handshakes alone: memory is dearer here.
-		debug.SetGCPercent(50)
-	}
+	go memory.Keep(ctx, memory.Router())
 	if note := router.BuildNote(); note != "" {
 		log.Error("THIS BUILD IS NOT FOR USE", zap.String("build", note))
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"wardgate/ike"
+	"wardgate/internal/memory"
 	"wardgate/pkichip"
 )
 
@@ -46,6 +47,9 @@ func Respond(ctx context.Context, j *Job, profile string) (err error) {
 		defer func() { err = errors.Join(err, chains.write()) }()
 		edit = func(c *ike.Config) { c.TicketSecrets, c.Chains = [][]byte{j.Tickets}, chains }
 	}
+	keep, stopKeep := context.WithCancel(ctx) // as the daemon does
+	defer stopKeep()
+	go memory.Keep(keep, memory.Router())
 	var n Node
 	if err := n.Start(j.Local, nil, conns, edit); err != nil {
 		return err
