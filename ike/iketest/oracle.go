@@ -87,6 +87,8 @@ type rekey struct {
 	ni, nr   []byte
 	made     bool // the peer made it
 	got      bool // and the answer came
+	sent     time.Time
+	came     time.Time // the answer
 	answer   uint64
 	rival    *rekey
 	oldOther uint32 // of a CHILD SA, as the peer receives on it
@@ -351,7 +353,7 @@ func (o *oracle) learn(n *simNode, s *session, h head, hash uint64, ps message.P
 			if sa == nil || len(sa.Proposals) == 0 {
 				return
 			}
-			k := &rekey{node: n, id: h.id, parent: s, ni: bytes.Clone(nonce), ike: sa.Proposals[0].Protocol == message.ProtocolIKE}
+			k := &rekey{node: n, id: h.id, parent: s, sent: o.r.w.Now(), ni: bytes.Clone(nonce), ike: sa.Proposals[0].Protocol == message.ProtocolIKE}
 			for _, x := range message.All[*message.Notify](ps) {
 				if x.Type == message.NotifyRekeySA {
 					k.old, _ = x.SPI32()
@@ -382,8 +384,8 @@ func spiOf(sa *message.SA) (v uint64) {
 // match finds the rekey of the other end that crossed k.
 func (o *oracle) match(k *rekey) {
 	for _, x := range o.rekeys {
-		if x.node == k.node || x.ike != k.ike || x.rival != nil {
-			continue
+		if x.node == k.node || x.ike != k.ike || x.rival != nil || x.got && x.came.Before(k.sent) {
+			continue // it was over: what it made was deleted, say, and the old one is rekeyed again
 		}
 		if k.ike && x.parent == k.parent || !k.ike && x.old == k.oldOther && x.oldOther == k.old {
 			k.rival, x.rival = x, k
@@ -435,8 +437,8 @@ func (o *oracle) delivered(n *simNode, from netip.AddrPort, msg []byte, genuine 
 	}
 	if asked := &s.dir[1-h.d]; asked.req.id == h.id {
 		asked.answered = true
-		if k := s.pending[1-h.d]; k != nil && k.made && k.answer == hash {
-			k.got = true
+		if k := s.pending[1-h.d]; k != nil && k.made && k.answer == hash && !k.got {
+			k.got, k.came = true, o.r.w.Now()
 		}
 	}
 }
