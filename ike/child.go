@@ -351,8 +351,9 @@ func (e *established) livenessAt(sa *SA) time.Time {
 		return time.Time{}
 	}
 	last := sa.lastSeen
-	if sa.asksNAT() && sa.nat.local && sa.mob.asked.Before(last) {
-		last = sa.mob.asked // other exchanges do not show that a NAT has changed (RFC 4555, section 3.8)
+	asks := sa.asksNAT() && sa.mob.asked.Before(last)
+	if asks {
+		last = sa.mob.asked // other exchanges do not show that a NAT has changed or come (RFC 4555, section 3.8)
 	}
 	if f := sa.cfg.LastInbound; f != nil && due(sa.now, last.Add(every)) {
 		for _, c := range e.children {
@@ -364,7 +365,12 @@ func (e *established) livenessAt(sa *SA) time.Time {
 			last = sa.now
 		}
 		// So that the owner is not asked at every step.
-		sa.lastSeen = last
+		if asks {
+			sa.mob.asked = last // what comes in was sent to where we are
+		}
+		if last.After(sa.lastSeen) {
+			sa.lastSeen = last
+		}
 	}
 	return last.Add(every)
 }

@@ -422,7 +422,7 @@ func (sa *SA) adoptPath(p Path) {
 		// the one to which the answer to IKE_SA_INIT came, unless there is a NAT, which may have several:
 		// else one who has a packet on its way, and sends it on from elsewhere, would move the IKE SA.
 		if !sa.nat.remote {
-			if p.Remote.Addr().Is4() != sa.path.Remote.Addr().Is4() {
+			if p.Local.Addr().Is4() != sa.path.Remote.Addr().Is4() {
 				return
 			}
 			port := p.Remote.Port()
