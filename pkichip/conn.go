@@ -1,6 +1,7 @@
 package pkichip
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -68,8 +69,9 @@ func (c *conn) reason() error {
 
 // read takes replies and events until the conversation ends.
 func (c *conn) read(event func(*chipproto.Message)) {
+	r := bufio.NewReader(c.sock) // one system call for a message, or for several
 	for {
-		m, err := chipproto.Read(c.sock)
+		m, err := chipproto.Read(r)
 		if err != nil {
 			why := err.Error()
 			if errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed) {

@@ -553,6 +553,9 @@ func (o *oracle) known(n *simNode, c *ike.ChildSA) {
 // ChildDown implements ike.Owner.
 func (w *watcher) ChildDown(id ike.ChildID, r ike.Reason) {
 	w.n.run.note("%s: CHILD SA %d is down: %s (%s)", w.n.Name, id, r.Code, r.Text)
+	if r.Code == ike.ReasonExpired {
+		w.n.doomed[id] = true
+	}
 	if c := w.n.Children[id]; c != nil && r.Code == ike.ReasonRedundant && c.Replaces != 0 {
 		w.n.run.oracle.redundant(w.n, c)
 	}

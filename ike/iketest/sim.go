@@ -148,7 +148,7 @@ type simNode struct {
 	rate    int
 	since   time.Time
 	ever    map[uint32]uint32    // SPIs of all CHILD SAs that there ever were: in → out
-	doomed  map[ike.ChildID]bool // the plan deleted them
+	doomed  map[ike.ChildID]bool // the plan deleted them, or they were too old
 	mutate  *mutation            // nil: none
 	counted int                  // violations of Node that were taken over
 

@@ -1,6 +1,7 @@
 package token
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -51,8 +52,9 @@ func clip(s string) string {
 func (s *Server) Serve(t *Token) error {
 	s.tok = t
 	slots := make(chan struct{}, maxConcurrent)
+	in := bufio.NewReader(s.conn) // one system call for a message, or for several
 	for {
-		m, err := chipproto.Read(s.conn)
+		m, err := chipproto.Read(in)
 		if err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil
