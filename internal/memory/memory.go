@@ -24,11 +24,12 @@ type Options struct {
 
 // Router is what a router takes: packets allocate nothing, so the collector works for handshakes alone,
 // and memory is dear until there are many of them at once.
-func Router() Options { return Options{Percent: 50, Burst: 64 << 20} }
+func Router() Options { return Options{Percent: 50, Burst: 16 << 20} }
 
 const (
 	defaultPercent = 50
-	maxPercent     = 100_000
+	leastLive      = 4 << 20 // octets: the runtime reckons with no less in use
+	maxBurst       = 1 << 40 // octets
 
 	tidyEvery = 10 * time.Second
 	tidyAgain = 30 * time.Second
@@ -41,10 +42,8 @@ func (o Options) percent(live uint64) int {
 	if p < 1 {
 		p = defaultPercent
 	}
-	if live == 0 {
-		live = 1
-	}
-	return max(p, int(min(o.Burst/live*100+o.Burst%live*100/live, maxPercent)))
+	live = max(live, leastLive)
+	return max(p, int(min(o.Burst, maxBurst)*100/live))
 }
 
 // Keep sets the collector, and gives memory back to the system when a storm is over (the runtime does so

@@ -17,13 +17,13 @@ func TestPercent(t *testing.T) {
 	}{
 		{Options{}, 1 << 20, 50},
 		{Options{Percent: 70}, 1 << 40, 70},
-		{Options{Burst: 64 << 20}, 0, maxPercent},
-		{Options{Burst: 64 << 20}, 1, maxPercent},
+		{Options{Burst: 64 << 20}, 0, 1600},
+		{Options{Burst: 64 << 20}, 1 << 20, 1600},
 		{Options{Burst: 64 << 20}, 16 << 20, 400},
 		{Options{Burst: 64 << 20}, 96 << 20, 66},
 		{Options{Burst: 64 << 20}, 128 << 20, 50},
 		{Options{Burst: 64 << 20}, 1 << 40, 50},
-		{Options{Burst: 1 << 62}, 3, maxPercent},
+		{Options{Burst: 1 << 62}, 1 << 30, 100 * 1024},
 	} {
 		if got := c.o.percent(c.live); got != c.want {
 			t.Errorf("%+v with %d octets in use: %d; want %d", c.o, c.live, got, c.want)
